@@ -87,7 +87,7 @@ func (h hello) refuse(o hello) error {
 	return nil
 }
 
-const unreadable = "its greeting is unreadable: it runs a much newer version of Weft, or another program uses this mesh's secret"
+const unreadable = "its greeting is unreadable, or its peer did not sign it for this name and address: it runs a much newer version of Weft, or another program uses its identity"
 
 // verified holds the greetings that were verified, by run. Most greetings arrive again and again, in each
 // push/pull, and verifying one is expensive. It is safe for concurrent use.

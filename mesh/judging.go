@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"sync"
@@ -36,16 +37,15 @@ func (r rules) Ceiling(run string) (uint32, bool) {
 }
 
 // CeilingIn passes the greeting of another version: NotifyAlive refuses it, and says why.
-func (r rules) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, bool) {
+func (r rules) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, error) {
 	h, err := r.m.helloOf(name, netip.AddrPortFrom(addr, port), meta)
-	if err != nil {
-		r.m.cfg.Log.Debug("ignoring what a peer reports of another", "run", name, "addr", addr, "err", err)
-		return 0, false
+	if banned, ok := errors.AsType[*BannedError](err); ok {
+		return 0, fmt.Errorf("%w: %w", judge.ErrUnwelcome, banned)
 	}
-	if h.Version != Version {
-		return ^uint32(0), true
+	if err == nil && h.Version != Version {
+		return math.MaxUint32, nil
 	}
-	return h.Ceiling, true
+	return h.Ceiling, err
 }
 
 func (r rules) Left(run string) bool {
@@ -58,11 +58,15 @@ func (r rules) Left(run string) bool {
 
 func (r rules) Told(incarnation uint32) { r.m.raiseCeiling(incarnation) }
 
-// Accuse names a peer that reported something false. Its session has proved that it is this peer.
+// Accuse names a peer that reported something false. Its session has proved that it is this peer. What a
+// peer says falsely of itself is a greeting that this host cannot read.
 func (r rules) Accuse(liar, about, what string) {
 	id, _ := idOfNode(liar)
 	of, _ := idOfNode(about)
 	reason := fmt.Sprintf("peer %s reported falsely about peer %s: it %s: the network between the two fails, or the reporting host is compromised", r.m.Name(id), r.m.Name(of), what)
+	if id == of {
+		reason = unreadable
+	}
 	addr := id.String()
 	if n := r.m.members.named(liar); n != nil {
 		addr = addressOf(n).Addr().String()

@@ -2,6 +2,7 @@ package judge_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -88,8 +89,11 @@ func (h *host) Ceiling(run string) (uint32, bool) {
 	return ceiling, h.village.hosts[run] != nil
 }
 
-func (h *host) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, bool) {
-	return ceiling, string(meta) == fmt.Sprintf("%s %v", name, netip.AddrPortFrom(addr, port))
+func (h *host) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, error) {
+	if string(meta) != fmt.Sprintf("%s %v", name, netip.AddrPortFrom(addr, port)) {
+		return 0, errors.New("forged")
+	}
+	return ceiling, nil
 }
 
 func (h *host) Left(run string) bool {

@@ -13,8 +13,8 @@ type rules struct{}
 func (rules) Self() string                  { return "me" }
 func (rules) Left(string) bool              { return false }
 func (rules) Ceiling(string) (uint32, bool) { return 10, true }
-func (rules) CeilingIn([]byte, string, netip.Addr, uint16) (uint32, bool) {
-	return 10, true
+func (rules) CeilingIn([]byte, string, netip.Addr, uint16) (uint32, error) {
+	return 10, nil
 }
 func (rules) Told(uint32) {}
 

@@ -13,6 +13,7 @@
 package judge
 
 import (
+	"errors"
 	"net/netip"
 	"sync"
 )
@@ -44,9 +45,10 @@ type Rules interface {
 	// accused, so the answer must not be older than what honest peers may know.
 	Ceiling(run string) (uint32, bool)
 	// CeilingIn verifies the signed metadata of a run against the name and the address that came
-	// with it, and returns the ceiling that it promises; false if it is unsigned or forged. The
-	// address is never in IPv6-mapped form. CeilingIn must not keep meta.
-	CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, bool)
+	// with it, and returns the ceiling that it promises. The error is ErrUnwelcome if the metadata is in
+	// order but the run must not be heard of, and another one if it is unsigned or forged. The address is
+	// never in IPv6-mapped form. CeilingIn must not keep meta.
+	CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, error)
 	// Told is called with each incarnation that others give our run and that is within our ceiling. The
 	// owner then raises its ceiling before refutations reach it.
 	Told(incarnation uint32)
@@ -56,6 +58,9 @@ type Rules interface {
 	// Accuse is called when liar said something about a run that it knew to be false.
 	Accuse(liar, about string, what string)
 }
+
+// ErrUnwelcome says that a run is known not to belong to the mesh any more. Who reports it may not know.
+var ErrUnwelcome = errors.New("the run does not belong to the mesh")
 
 // Judge judges the messages to one host.
 type Judge struct {

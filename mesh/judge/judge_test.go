@@ -3,6 +3,7 @@ package judge
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"net/netip"
@@ -31,10 +32,16 @@ func (t *town) Self() string { return "me" }
 
 func (t *town) Ceiling(run string) (uint32, bool) { return 10, slices.Contains(t.known, run) }
 
-func (t *town) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, bool) {
+func (t *town) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, error) {
+	if string(meta) == "banned" {
+		return 0, ErrUnwelcome
+	}
 	var ceiling uint32
 	_, err := fmt.Sscanf(string(meta), "signed "+name+" %d", &ceiling)
-	return ceiling, err == nil && name != "" && addr == netip.MustParseAddr("192.0.2.1") && port == 6783
+	if err == nil && (name == "" || addr != netip.MustParseAddr("192.0.2.1") || port != 6783) {
+		err = errors.New("forged")
+	}
+	return ceiling, err
 }
 
 func (t *town) Left(run string) bool { return slices.Contains(t.left, run) }

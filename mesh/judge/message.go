@@ -1,6 +1,9 @@
 package judge
 
-import "net/netip"
+import (
+	"errors"
+	"net/netip"
+)
 
 // message judges one message that is no compound. It returns what memberlist may see of it, or nil.
 func (j *Judge) message(sender string, msg []byte) []byte {
@@ -147,8 +150,11 @@ func (j *Judge) vouched(sender string, a *alive, state int) bool {
 	}
 	addr = addr.Unmap()
 	a.Addr = addr.AsSlice()
-	ceiling, ok := j.rules.CeilingIn(a.Meta, a.Node, addr, a.Port)
-	if !ok {
+	ceiling, err := j.rules.CeilingIn(a.Meta, a.Node, addr, a.Port)
+	if errors.Is(err, ErrUnwelcome) {
+		return false
+	}
+	if err != nil {
 		j.rules.Accuse(sender, a.Node, "passed on metadata that it did not sign")
 		return false
 	}

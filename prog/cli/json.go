@@ -45,7 +45,7 @@ type (
 	}
 	launched struct {
 		Ready    bool         `json:"ready"`   // false only with --wait 0
-		Founded  bool         `json:"founded"` // this host founded a new network; its token is in the state folder, and never printed here
+		Founded  bool         `json:"founded"` // this host founded a new network; weft token create makes the tokens for other hosts
 		ID       string       `json:"id,omitempty"`
 		Nickname string       `json:"nickname,omitempty"`
 		Node     []netip.Addr `json:"node,omitempty"`

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
-	"weft/mesh/secret"
 	"weft/prog/agent"
 	"weft/prog/agent/statedir"
 	"weft/prog/api"
@@ -186,8 +185,11 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	founded := l.founds && given.None() && !f.Kubernetes.On // launch made the token, so the operator has not seen it yet
 	r, err := client.Report(cmd.Context())
 	return a.show(launched{r.Ready, founded, r.Router.ID, r.Router.Nickname, r.Router.Node, r.Router.PID}, func() {
-		if token, e := statedir.Secret(f.StateDir); err == nil && e == nil && founded && isTerminal(a.out) {
-			printInvitation(a.out, token, r)
+		if err != nil || !founded || !isTerminal(a.out) {
+			return
+		}
+		if t, err := client.CreateToken(cmd.Context(), api.TokenRequest{TTL: int64(firstToken / time.Second), Uses: 1, Name: "printed by launch"}); err == nil {
+			printInvitation(a.out, t.Token, r)
 		}
 	})
 }
@@ -233,19 +235,24 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// firstToken is how long the token that launch prints admits a host.
+const firstToken = 24 * time.Hour
+
 // printInvitation prints the command with which the next host joins.
-func printInvitation(w io.Writer, t secret.Token, r api.Report) {
+func printInvitation(w io.Writer, token string, r api.Report) {
 	addr := "HOST"
 	if len(r.Router.Underlay) > 0 {
 		addr = r.Router.Underlay[0].String()
 	}
 	fmt.Fprintf(w, `
-This host founded a new network. Its token, a secret:
+This host founded a new network. This token admits one host within %v:
 
   %s
 
-On the next host, run this command and enter the token:
+On that host, run this command and enter the token:
 
   weft launch --token - %s
-`, t.Reveal(), addr)
+
+For each further host, run weft token create here.
+`, firstToken, token, addr)
 }

@@ -135,4 +135,4 @@ func TestDifferentProtocolVersionsAreRefused(t *testing.T) {
 }
 
 // unsigned is the reason of a refusal if the metadata in memberlist is no greeting of the named peer.
-const unsigned = "it passed on metadata that it did not sign"
+const unsigned = "its greeting is unreadable, or its peer did not sign it"
