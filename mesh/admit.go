@@ -161,8 +161,8 @@ func (j Joiner) config() session.Config {
 		network = dialer{}
 	}
 	return session.Config{
-		Identity: j.Identity, Run: nodeName(peer.IDOf(j.Identity.Public().(ed25519.PublicKey)), time.Now()), Network: network,
-		Show:     func(session.Use) []byte { return nil },
+		Identity: j.Identity, Run: nodeName(peer.IDOf(j.Identity.Public().(ed25519.PublicKey)), time.Now()), Network: network, Knows: func(netip.Addr) bool { return false },
+		Show:     func(session.Use) []byte { return j.Token.Cluster() },
 		Welcome:  func(p session.Peer, _ session.Use) error { return j.trust(p) },
 		Gossip:   func(s *session.Stream) net.Conn { return s },
 		Serve:    func(s *session.Stream) { s.Close() },

@@ -73,7 +73,9 @@ func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Documen
 	for _, theirs := range docs {
 		if d.cfg.Refuse != nil {
 			if refused := d.cfg.Refuse(theirs); refused != nil {
-				err = errors.Join(err, refused)
+				if _, banned := errors.AsType[*BannedError](refused); !banned { // peers send its documents again and again
+					err = errors.Join(err, refused)
+				}
 				continue
 			}
 		}

@@ -126,7 +126,7 @@ func sessions(t *testing.T, n *meshtest.Network, i int) *session.Transport {
 	c := Config{Identity: identity(i)}
 	shares(secret.Secret{1})(&c)
 	out, err := session.New(session.Config{
-		Identity: c.Identity, Run: nodeName(peer.IDOf(identity(i).Public().(ed25519.PublicKey)), time.Now()), Network: n.Join(address(i)),
+		Identity: c.Identity, Run: nodeName(peer.IDOf(identity(i).Public().(ed25519.PublicKey)), time.Now()), Network: n.Join(address(i)), Knows: func(netip.Addr) bool { return true },
 		Show: func(session.Use) []byte { return c.Certificate }, Welcome: func(session.Peer, session.Use) error { return nil },
 		Gossip: func(s *session.Stream) net.Conn { return s }, Serve: func(s *session.Stream) { s.Close() },
 		Incoming: func(_ session.Peer, content []byte) []byte { return content }, Outgoing: func(string, []byte) {},

@@ -7,6 +7,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
+	"weft/mesh/member"
 	"weft/mesh/session"
 )
 
@@ -21,7 +22,7 @@ func (m *Mesh) newTransport(ctx context.Context, conf *memberlist.Config) (*sess
 		}
 	}
 	t, err := session.New(session.Config{
-		Identity: m.cfg.Identity, Run: m.name, Network: network, Addresses: m.recorded, Refused: m.reject, Older: m.tellOlder,
+		Identity: m.cfg.Identity, Run: m.name, Network: network, Addresses: m.recorded, Knows: m.isRecorded, Refused: m.reject, Older: m.tellOlder,
 		Show:    m.show,
 		Welcome: m.welcome,
 		Gossip:  m.judged,
@@ -56,6 +57,8 @@ func (m *Mesh) welcome(p session.Peer, use session.Use) error {
 	switch {
 	case use == session.Admit && m.cfg.Admit == nil:
 		return errAdmitsNobody
+	case use == session.Admit && !member.IsCluster(p.Body, m.cfg.Root):
+		return errors.New("its token is of another network: check the address and the token")
 	case use == session.Admit:
 		return nil
 	case use < session.Keys || use > session.Admit:

@@ -100,6 +100,18 @@ func (m *Mesh) recorded(run string) (out []string) {
 	return out
 }
 
+// isRecorded reports whether an address is in a peer's record.
+func (m *Mesh) isRecorded(a netip.Addr) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, k := range m.peers {
+		if id != m.self && slices.Contains(k.signed.Record.Underlay, a) {
+			return true
+		}
+	}
+	return false
+}
+
 // Reachable reports whether gossip reaches a peer.
 func (m *Mesh) Reachable(id peer.ID) bool {
 	m.mu.Lock()

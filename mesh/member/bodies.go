@@ -14,7 +14,7 @@ import (
 const (
 	KindToken = "token" // Name: TokenID.Name
 	KindJoin  = "join"  // Name: JoinName
-	KindBan   = "ban"   // Name: the PeerID of the banned member
+	KindBan   = "ban"   // Name: BanName
 )
 
 // These bounds limit the documents.
@@ -59,6 +59,18 @@ type BanBody struct {
 
 // JoinName returns the name of the document that says that a token admitted a host.
 func JoinName(token TokenID, host peer.ID) string { return token.Name() + "/" + host.String() }
+
+// byHolder ends the name of a ban that a holder of the secret wrote. A member with only the admitting right
+// cannot write a document of this name, so it cannot end such a ban.
+const byHolder = "/holder"
+
+// BanName returns the name of the document by which a member with some rights bans a peer, or ends its ban.
+func BanName(id peer.ID, writer Rights) string {
+	if writer.Has(Holder) {
+		return id.String() + byHolder
+	}
+	return id.String()
+}
 
 // Expires returns the time from which the token admits no host.
 func (b TokenBody) Expires() int64 { return b.Created + b.TTL }

@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"strings"
 
 	"weft/mesh/document"
 	"weft/mesh/peer"
@@ -29,7 +30,9 @@ type judged struct {
 	join   *JoinBody
 	ban    *BanBody
 	id     TokenID // of a token
-	peer   peer.ID // of a join or ban
+	// asHolder is set for a ban that only a holder may write.
+	asHolder bool
+	peer     peer.ID // of a join or ban
 }
 
 type verify func(writer ed25519.PublicKey, certificate []byte) (Member, error)
@@ -90,7 +93,9 @@ func (j *judged) readBan(d *document.Document) ([]byte, error) {
 		return nil, err
 	}
 	j.ban = &b
-	if j.peer, err = peer.ParseID(d.Name); err == nil && j.peer.String() != d.Name {
+	name, holds := strings.CutSuffix(d.Name, byHolder)
+	j.asHolder = holds
+	if j.peer, err = peer.ParseID(name); err == nil && j.peer.String() != name {
 		err = errors.New("its name must be a peer's id without capitals")
 	}
 	return b.Certificate, err
@@ -104,6 +109,8 @@ func (j *judged) allowed() error {
 	// A member that admits may revoke any token, but not create one that gives more than the member can give.
 	case j.token != nil && j.token.Rights != 0 && !j.token.Revoked && !j.writer.Rights.Has(Holder):
 		return fmt.Errorf("only a holder of the cluster's secret creates a token that gives rights, and its writer %v is none", j.writer.ID())
+	case j.asHolder && !j.writer.Rights.Has(Holder):
+		return fmt.Errorf("only a holder of the cluster's secret may write it, and its writer %v is none", j.writer.ID())
 	// Otherwise a banned member would end its own ban.
 	case j.ban != nil && j.peer == j.writer.ID() && !j.writer.Rights.Has(Holder):
 		return fmt.Errorf("its writer %v cannot ban itself or end its own ban", j.writer.ID())

@@ -135,7 +135,9 @@ func (l Ledger) count(bans []Ban) {
 		}
 	}
 	for _, b := range others {
-		l.bans[b.Peer] = b
+		if _, byHolder := l.bans[b.Peer]; !byHolder {
+			l.bans[b.Peer] = b
+		}
 	}
 }
 
@@ -150,13 +152,24 @@ func (l Ledger) Banned(id peer.ID) (Ban, bool) {
 	return b, ok
 }
 
-// BannedMember is Banned for a member whose verified certificate is known.
+// BannedMember is Banned for a member whose verified certificate is known. It also says who was admitted by
+// a member after that was banned.
 func (l Ledger) BannedMember(m Member) (Ban, bool) {
 	b, ok := l.bans[m.ID()]
 	if ok && m.Rights.Has(Holder) && !b.ByHolder {
 		return Ban{}, false
 	}
-	return b, ok
+	if ok || m.By.IsZero() {
+		return b, ok
+	}
+	// A banned member that may admit could certify another identity of its own. Those that it admitted
+	// before are known by their joins: no replica takes a join of a banned writer.
+	by, banned := l.bans[m.By]
+	joined := slices.ContainsFunc(l.joins[m.Token], func(j Join) bool { return j.Peer == m.ID() && j.By == m.By })
+	if banned && !joined {
+		return Ban{Peer: m.ID(), Reason: "a banned peer admitted it", At: by.At, By: by.By, ByHolder: by.ByHolder}, true
+	}
+	return Ban{}, false
 }
 
 // Bans returns the bans that count, by the id of the banned peer.

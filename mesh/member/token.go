@@ -92,6 +92,16 @@ func (t Token) key() ed25519.PrivateKey {
 // ID returns the id of the token.
 func (t Token) ID() TokenID { return sha256.Sum256(t.key().Public().(ed25519.PublicKey)) }
 
+// Cluster returns what a host with the token shows to a member before the member shows anything: half of
+// the hash of the root key. A member that showed its root key to strangers would let them try passwords.
+func (t Token) Cluster() []byte { return bytes.Clone(t.cluster[:]) }
+
+// IsCluster reports whether a host showed the Cluster of a token of this root key's network.
+func IsCluster(shown []byte, root ed25519.PublicKey) bool {
+	want := clusterOf(root)
+	return subtle.ConstantTimeCompare(shown, want[:]) == 1
+}
+
 // Proves reports whether the token is of the cluster with that root key. The host that joins calls it
 // before it trusts a certificate.
 func (t Token) Proves(root ed25519.PublicKey) bool {

@@ -20,6 +20,9 @@ type Config struct {
 	Network  memberlist.Transport // carries streams and packets; the Transport ends it
 	// Addresses returns the addresses in the record of a run's peer, as HOST:PORT.
 	Addresses func(run string) []string
+	// Knows reports whether a peer has an address. This host dials nobody else because of a packet: whoever
+	// it dials sees its certificate.
+	Knows func(netip.Addr) bool
 	// Show returns what this host shows to the other end of a stream with this use.
 	Show func(Use) []byte
 	// Welcome refuses the other end of a stream; nil: it is welcome. The other end is told the error.
@@ -47,6 +50,7 @@ type Transport struct {
 	routes   routes
 	door     door
 	stranger pace // dials to the senders of packets under unknown keys
+	lookups  pace // calls of Knows
 
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -70,6 +74,8 @@ const (
 	manyWaiting  = 64  // runs, before those without a packet are dropped
 	packetQueue  = 256 // packets that memberlist has not taken yet
 	dialInterval = time.Second
+	// lookupInterval bounds what packets of strangers cost.
+	lookupInterval = 10 * time.Millisecond
 )
 
 var _ memberlist.NodeAwareTransport = (*Transport)(nil)
@@ -171,7 +177,8 @@ func (t *Transport) receivePacket(p *memberlist.Packet) {
 // does not know yet. Anybody can send such packets, so there is at most one dial per second.
 func (t *Transport) meet(from net.Addr) {
 	addr := addrOf(from)
-	if !addr.IsValid() || addr.Addr().IsMulticast() || !t.stranger.allow(time.Now(), dialInterval) {
+	now := time.Now()
+	if !addr.IsValid() || !t.lookups.allow(now, lookupInterval) || !t.cfg.Knows(addr.Addr()) || !t.stranger.allow(now, dialInterval) {
 		return
 	}
 	go func() {

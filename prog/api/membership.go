@@ -48,7 +48,7 @@ type Token struct {
 
 // RevokeRequest ends a token.
 type RevokeRequest struct {
-	Token string `json:"token"` // the start of its id, its name, or the token itself
+	Token string `json:"token"` // the start of its id, or its name
 }
 
 // RevokeReply names the token that was revoked.

@@ -118,8 +118,8 @@ func (a *app) launch() *cobra.Command {
 		Use: "launch [PEER...]", Short: "start Weft on this host",
 		Long: `Starts the agent in the background and waits until it is ready.
 
-The first time, without PEER, this host founds a new network and prints the token and the
-command for the next host. With PEER (a host name or address, optionally with a port) it
+The first time, without PEER, this host founds a new network and prints a token and the
+command by which the next host joins. With PEER (a host name or address, optionally with a port) it
 joins that host's network. Targets, keys and addresses are stored: later, weft launch needs
 no arguments.` + environmentHelp + exitHelp,
 		Example: "  weft launch                        # on the first host\n  weft launch --token - h1 <token    # on every other host",

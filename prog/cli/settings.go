@@ -106,7 +106,7 @@ func (s settings) apply(flags *pflag.FlagSet, from origins) error {
 		f := flags.Lookup(key)
 		switch {
 		case key == "token":
-			return words.Misused(fmt.Errorf("%s: a token does not belong into this file, since other users can read it: give it once with `weft launch --token -`, or put it into /var/lib/weft/secret (mode 0600)", s.at(key)))
+			return words.Misused(fmt.Errorf("%s: a token does not belong into this file, since other users can read it: give it once with `weft launch --token -`, or put the network's secret into /var/lib/weft/secret (mode 0600)", s.at(key)))
 		case f == nil || slices.Contains(notInFile, key):
 			return words.Misused(fmt.Errorf("%s: there is no such setting%s: `weft config view` lists all", s.at(key), didYouMean(key, flags)))
 		}

@@ -30,7 +30,7 @@ func tokenOf(s *core.Secret) (secret.Token, error) {
 	case err == nil:
 		return t, nil
 	}
-	return t, fmt.Errorf("the Secret %s/%s has no usable token in data.%s (create one with `weft token`, or delete the Secret, if no node has a ring yet): %w", s.Namespace, s.Name, tokenKey, err)
+	return t, fmt.Errorf("the Secret %s/%s has no usable token in data.%s (create one with `weft token new`, or delete the Secret, if no node has a ring yet): %w", s.Namespace, s.Name, tokenKey, err)
 }
 
 // secret reads the Secret.

@@ -66,7 +66,7 @@ func stored(store *state.Store, opts config.Options, f *Founding) (hasRing bool,
 // seeded returns the ring of the given founders. All hosts compute the same.
 func seeded(cluster secret.ClusterID, u slot.Universe, given []peer.ID) (*ring.Ring, error) {
 	if cluster.IsZero() {
-		return nil, fmt.Errorf("--ipalloc-init seed: all hosts need the same token, since it has the cluster's id; a password has no cluster id; run `weft token` once, and give all hosts that token")
+		return nil, fmt.Errorf("--ipalloc-init seed: all hosts need the same token, since it has the cluster's id; a password has no cluster id; run `weft token new` once, and give all hosts that token")
 	}
 	seeds := slices.Clone(given)
 	slices.SortFunc(seeds, func(x, y peer.ID) int { return slices.Compare(x[:], y[:]) })

@@ -73,7 +73,7 @@ func (m *Membership) Tokens(context.Context) ([]api.Token, error) {
 	return out, nil
 }
 
-// RevokeToken ends a token, given by the start of its id, by its name, or as a whole.
+// RevokeToken ends a token, given by the start of its id or by its name.
 func (m *Membership) RevokeToken(_ context.Context, req api.RevokeRequest) (r api.RevokeReply, err error) {
 	if err := m.mayAdmit(); err != nil {
 		return r, err
@@ -98,9 +98,6 @@ func (m *Membership) RevokeToken(_ context.Context, req api.RevokeRequest) (r ap
 }
 
 func (m *Membership) find(name string) (found member.TokenID, err error) {
-	if t, err := member.ParseToken(name); err == nil {
-		name = t.ID().Name()
-	}
 	for _, t := range m.Ledger().Tokens() {
 		if t.Name != name && (len(name) < 4 || !strings.HasPrefix(t.ID.Name(), strings.ToLower(name))) {
 			continue
@@ -129,7 +126,11 @@ func (m *Membership) Ban(id peer.ID, ban bool, reason string) error {
 	if err != nil {
 		return &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
 	}
-	if err := m.Documents.Write([]mesh.Change{{Kind: member.KindBan, Name: id.String(), Body: body}}); err != nil {
+	changes := []mesh.Change{{Kind: member.KindBan, Name: member.BanName(id, m.cfg.Trust.Member.Rights), Body: body}}
+	if name := member.BanName(id, member.Admits); !ban && name != changes[0].Name { // a holder also ends the ban of another member
+		changes = append(changes, mesh.Change{Kind: member.KindBan, Name: name, Body: body})
+	}
+	if err := m.Documents.Write(changes); err != nil {
 		return err
 	}
 	m.read()

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -65,8 +66,20 @@ func New(cfg Config) *Membership {
 	return &Membership{cfg: cfg, wake: make(chan struct{}, 1), ledger: member.Read(cfg.Trust.Root, nil)}
 }
 
-// Refuse returns why a document does not count, or nil.
-func (m *Membership) Refuse(d *document.Document) error { return member.Judge(d, m.cfg.Trust.Root) }
+// Refuse returns why a document does not count, or nil. A banned member may still pass its documents on
+// through others.
+func (m *Membership) Refuse(d *document.Document) error {
+	if err := member.Judge(d, m.cfg.Trust.Root); err != nil {
+		return err
+	}
+	if ban, banned := m.Ledger().Banned(d.WriterID()); banned && slices.Contains(kinds, d.Kind) {
+		return &mesh.BannedError{Err: fmt.Errorf("%s: refused: peer %v, which wrote it, is banned by peer %v", d, ban.Peer, ban.By)}
+	}
+	return nil
+}
+
+// kinds are the kinds of documents that the ledger is read from.
+var kinds = []string{member.KindToken, member.KindJoin, member.KindBan}
 
 // Wake has the ledger read again. It does not block.
 func (m *Membership) Wake() {
@@ -107,7 +120,6 @@ func (m *Membership) Run(ctx context.Context) error {
 
 // read reads the ledger again if a document has changed.
 func (m *Membership) read() {
-	kinds := []string{member.KindToken, member.KindJoin, member.KindBan}
 	seen := ""
 	for _, kind := range kinds {
 		seen += m.Documents.Generation(kind) + " "
