@@ -114,13 +114,18 @@ type Joiner struct {
 	Log      *slog.Logger
 }
 
-// NotAdmittedError is a member's refusal. Asking it again would not help.
+// NotAdmittedError reports that a host refused the token, or that this host refused to show it there.
+// Asking that host again would not help.
 type NotAdmittedError struct {
 	Host   string
 	Reason string
+	Ours   bool // whether this host refused
 }
 
 func (e *NotAdmittedError) Error() string {
+	if e.Ours {
+		return fmt.Sprintf("%s: %s", e.Host, e.Reason)
+	}
 	return fmt.Sprintf("%s refuses the token: %s", e.Host, e.Reason)
 }
 
@@ -140,10 +145,10 @@ func (j Joiner) Ask(ctx context.Context, host string) (a Admission, skew time.Du
 	}
 	defer func() { _ = t.Shutdown() }() // it only dials
 	for _, addr := range addrs {
-		var v verdict
-		if v, err = j.ask(t, addr); err != nil {
-			if _, refused := errors.AsType[*NotAdmittedError](err); !refused {
-				err = explainJoin(addr, err)
+		v, e := j.ask(t, addr)
+		if e != nil {
+			if _, refused := errors.AsType[*NotAdmittedError](err); !refused { // a refusal says more than an address that does not answer
+				err = e
 			}
 			continue
 		}
@@ -189,24 +194,29 @@ func (j Joiner) trust(p session.Peer) error {
 
 func (j Joiner) ask(t *session.Transport, addr netip.AddrPort) (v verdict, err error) {
 	s, err := t.Ask(memberlist.Address{Addr: addr.String()}, session.Admit, streamTimeout)
+	if refusal, ok := errors.AsType[*session.Refusal](err); ok {
+		return v, &NotAdmittedError{addr.String(), refusal.Reason, refusal.Ours}
+	}
 	if err != nil {
-		return v, err
+		return v, explainJoin(addr, err)
 	}
 	defer s.Close()
 	_ = s.SetDeadline(time.Now().Add(2 * streamTimeout)) // if this fails, so does the write
-	if err = writeShort(s, application{j.Token.Prove(s.Binding), j.Nickname, time.Now().Unix()}); err != nil {
-		return v, err
+	if err = writeShort(s, application{j.Token.Prove(s.Binding), j.Nickname, time.Now().Unix()}); err == nil {
+		err = readShort(s, &v)
 	}
-	if err = readShort(s, &v); err != nil {
-		return v, err
+	if err != nil {
+		return v, explainJoin(addr, err)
 	}
 	if v.Refused != "" {
-		return v, &NotAdmittedError{addr.String(), v.Refused}
+		return v, &NotAdmittedError{addr.String(), v.Refused, false}
 	}
 	if !j.Token.Proves(v.Admission.Root) {
-		return v, errors.New("the answer is of another network than the one that the token is for")
+		return v, fmt.Errorf("%v: the answer is of another network than the one that the token is for", addr)
 	}
-	_, err = member.Verify(v.Admission.Root, j.Identity.Public().(ed25519.PublicKey), v.Admission.Certificate)
+	if _, err = member.Verify(v.Admission.Root, j.Identity.Public().(ed25519.PublicKey), v.Admission.Certificate); err != nil {
+		err = fmt.Errorf("%v: the certificate that it sent: %w", addr, err)
+	}
 	return v, err
 }
 
