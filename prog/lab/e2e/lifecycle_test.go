@@ -85,7 +85,7 @@ func TestInvariant7WrongTokensAreRefused(t *testing.T) {
 	}
 }
 
-// launch prints the founder's token only on a terminal.
+// launch prints a token for the next host only on a terminal, and the secret nowhere.
 func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
 	l := bare(t, 2)
 	for host, command := range map[string][]string{
@@ -93,8 +93,10 @@ func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
 		"h2": {"weft", "launch"},
 	} {
 		out := run(t, l, host, command...)
-		secret := strings.TrimSpace(run(t, l, host, "cat", "/var/lib/weft/secret"))
-		if shown := strings.Contains(out, secret) && strings.Contains(out, "weft launch --token - 192.0.2.1"); shown != (host == "h1") {
+		if secret := strings.TrimSpace(run(t, l, host, "cat", "/var/lib/weft/secret")); strings.Contains(out, secret) {
+			t.Errorf("%s printed the network's secret, want it nowhere", host)
+		}
+		if shown := strings.Contains(out, "weft2-") && strings.Contains(out, "weft launch --token - 192.0.2.1"); shown != (host == "h1") {
 			t.Errorf("%s printed the following; want the token on a terminal only (h1):\n%s", host, out)
 		}
 	}
