@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -40,12 +41,21 @@ func must[T any](v T, err error) T {
 
 // send writes a greeting with its length in front.
 func (g greeting) send(w io.Writer) error {
-	if len(g.Refuse) > maxRefuse {
-		g.Refuse = g.Refuse[:maxRefuse]
-	}
+	g.Refuse = legible(g.Refuse)
 	data := must(encoding.Marshal(g))
 	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(data))), data...))
 	return err
+}
+
+// legible makes a reason one that the other end accepts.
+func legible(reason string) string {
+	reason = strings.Map(func(c rune) rune {
+		if !peer.Printable(string(c)) {
+			return ' '
+		}
+		return c
+	}, reason)
+	return strings.ToValidUTF8(reason[:min(len(reason), maxRefuse)], "")
 }
 
 // receive reads a greeting.

@@ -24,16 +24,24 @@ const (
 
 // open dials one address and shakes hands. want is the run that is addressed; empty: any.
 func (t *Transport) open(addr, want string, use Use, timeout time.Duration) (*Stream, error) {
+	deadline := time.Now().Add(timeout)
 	raw, err := t.cfg.Network.DialTimeout(addr, timeout)
 	if err != nil {
 		return nil, err
 	}
-	_ = raw.SetDeadline(time.Now().Add(min(timeout, proofTimeout))) // if this fails, so does the next read
+	_ = raw.SetDeadline(earlier(deadline, time.Now().Add(proofTimeout))) // if this fails, so does the next read
 	s, err := t.introduce(raw, want, use)
 	if err != nil {
 		raw.Close()
 	}
 	return s, err
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // introduce is the dialing side of the handshake.
@@ -71,7 +79,7 @@ func (t *Transport) introduce(raw net.Conn, want string, use Use) (*Stream, erro
 		}
 		return nil, err
 	}
-	k.run, k.from, k.theirs = p.Run, p, welcome.Index
+	t.table.welcome(k, p, welcome.Index)
 	if err = (greeting{}).send(s); err != nil {
 		return nil, err
 	}
@@ -100,7 +108,7 @@ func (t *Transport) judge(p *Peer, g greeting, want string, use Use) error {
 	return nil
 }
 
-// prepare derives the keys of a stream after TLS's handshake, and lets its packets in.
+// prepare derives the keys of a stream after TLS's handshake.
 func (t *Transport) prepare(s conn, dialed bool) (k *keys, p Peer, binding []byte, err error) {
 	state := s.ConnectionState()
 	if p.Key, err = keyOf(state); err != nil {
@@ -124,7 +132,6 @@ func (t *Transport) proven(k *keys, use Use) {
 		return
 	}
 	t.table.install(k)
-	t.flush(k.run)
 }
 
 // accept is the accepting side of the handshake. It passes the proven stream to its user.
@@ -188,7 +195,7 @@ func (t *Transport) receiveGuest(raw net.Conn, g *guest) (*Stream, error) {
 		return nil, err
 	}
 	if err = t.judge(&p, hello, "", hello.Use); err == nil {
-		k.run, k.from, k.theirs = p.Run, p, hello.Index
+		t.table.welcome(k, p, hello.Index)
 		err = greeting{Run: t.cfg.Run, Index: k.index, Body: t.cfg.Show(hello.Use)}.send(s)
 	} else {
 		_ = greeting{Run: t.cfg.Run, Refuse: reasonOf(err)}.send(s) // the stream ends in any case
@@ -205,6 +212,7 @@ func (t *Transport) receiveGuest(raw net.Conn, g *guest) (*Stream, error) {
 		return nil, err
 	}
 	t.proven(k, hello.Use)
+	t.flush(k.run)
 	return &Stream{Conn: s, Peer: p, Use: hello.Use, Binding: binding}, nil
 }
 
@@ -244,7 +252,11 @@ func (t *Transport) report(g *guest, err error) {
 
 // Ask opens a stream to one run of a peer, or to whatever run is at an address if the name is empty.
 func (t *Transport) Ask(to memberlist.Address, use Use, timeout time.Duration) (*Stream, error) {
-	return dial(&t.routes, to, timeout, func(addr string, timeout time.Duration) (*Stream, error) {
+	s, err := dial(&t.routes, to, timeout, func(addr string, timeout time.Duration) (*Stream, error) {
 		return t.open(addr, to.Name, use, timeout)
 	})
+	if err == nil {
+		t.flush(s.Peer.Run) // now it is known at which address the run is
+	}
+	return s, err
 }

@@ -32,13 +32,15 @@ var errNoKeys = errors.New("no session with that run yet")
 
 // keys are the keys of one session's packets.
 type keys struct {
-	peer     peer.ID
-	run      string
-	index    uint32 // under which this end receives
-	theirs   uint32 // under which the other end receives
-	in, out  cipher.AEAD
-	probe    []byte
-	from     Peer
+	peer    peer.ID
+	index   uint32 // under which this end receives
+	in, out cipher.AEAD
+	probe   []byte
+	// table.welcome sets these, under the table's lock.
+	run    string // empty: the other end is not welcome yet
+	from   Peer
+	theirs uint32 // under which the other end receives
+
 	mu       sync.Mutex
 	counter  uint64
 	replayed replay.Filter
@@ -55,7 +57,7 @@ func newKeys(s tls.ConnectionState, p Peer, dialed bool) (*keys, error) {
 	if !dialed {
 		one, two = two, one
 	}
-	k := &keys{peer: p.ID, run: p.Run, from: p, probe: material[64:]}
+	k := &keys{peer: p.ID, probe: material[64:]}
 	if k.out, err = newAEAD(one); err == nil {
 		k.in, err = newAEAD(two)
 	}
@@ -119,7 +121,7 @@ type table struct {
 	byRun   map[string][]*keys // oldest first
 }
 
-// reserve registers keys, so that their packets are received.
+// reserve gives keys an index. Their packets are received once the other end is welcome.
 func (t *table) reserve(k *keys) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -127,6 +129,13 @@ func (t *table) reserve(k *keys) {
 		k.index = rand.Uint32()
 	}
 	t.byIndex[k.index] = k
+}
+
+// welcome lets the packets of keys in: this end has accepted the other one as a run.
+func (t *table) welcome(k *keys, p Peer, theirs uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k.run, k.from, k.theirs = p.Run, p, theirs
 }
 
 // release undoes reserve.
@@ -226,11 +235,13 @@ func (t *table) to(run string) *keys {
 	return list[len(list)-1]
 }
 
-// of returns the keys under which a packet was sealed; nil if they are unknown.
-func (t *table) of(packet []byte) *keys {
+// of returns the keys under which a packet was sealed; nil if they are unknown. It reports whether their
+// packets may come in.
+func (t *table) of(packet []byte) (k *keys, welcome bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byIndex[binary.BigEndian.Uint32(packet[1:])]
+	k = t.byIndex[binary.BigEndian.Uint32(packet[1:])]
+	return k, k != nil && k.run != ""
 }
 
 // pace lets something happen at most once per interval.

@@ -55,6 +55,7 @@ type Transport struct {
 	packets chan *memberlist.Packet
 	streams chan net.Conn
 	done    chan struct{}
+	end     sync.Once
 
 	mu      sync.Mutex
 	waiting map[string]*waiting // by run
@@ -64,6 +65,7 @@ type Transport struct {
 
 // waiting holds packets for a run that has no session yet.
 type waiting struct {
+	to      memberlist.Address
 	packets [][]byte
 	dialing bool
 	pace    pace
@@ -124,7 +126,7 @@ func (t *Transport) StreamCh() <-chan net.Conn { return t.streams }
 // Shutdown ends the network first, since it delivers streams until it has ended.
 func (t *Transport) Shutdown() error {
 	err := t.cfg.Network.Shutdown()
-	close(t.done)
+	t.end.Do(func() { close(t.done) })
 	t.table.dropAll(func(*keys) bool { return true })
 	return err
 }
@@ -155,9 +157,11 @@ func (t *Transport) receivePacket(p *memberlist.Packet) {
 	if len(p.Buf) < Overhead || p.Buf[0] != packetType {
 		return
 	}
-	k := t.table.of(p.Buf)
+	k, welcome := t.table.of(p.Buf)
 	if k == nil {
 		t.meet(p.From)
+	}
+	if !welcome {
 		return
 	}
 	content, ok := k.open(p.Buf)
@@ -228,6 +232,7 @@ func (t *Transport) wait(a memberlist.Address, b []byte) {
 		w = &waiting{}
 		t.waiting[a.Name] = w
 	}
+	w.to = a
 	if len(w.packets) < maxWaiting {
 		w.packets = append(w.packets, append([]byte(nil), b...))
 	}
@@ -246,34 +251,25 @@ func (t *Transport) wait(a memberlist.Address, b []byte) {
 			w.packets = nil
 		}
 		t.mu.Unlock()
-		if err == nil {
-			t.send(a, w)
-		}
 	}()
 }
 
-// flush sends the packets that waited for a session with a run which the other end opened.
+// flush sends the packets that waited for a session with a run.
 func (t *Transport) flush(run string) {
+	k := t.table.to(run)
+	if k == nil {
+		return
+	}
 	t.mu.Lock()
 	w := t.waiting[run]
-	t.mu.Unlock()
-	if w != nil && t.cfg.Addresses != nil {
-		if addrs := t.cfg.Addresses(run); len(addrs) > 0 {
-			t.send(memberlist.Address{Addr: addrs[0], Name: run}, w)
-		}
+	if w == nil {
+		t.mu.Unlock()
+		return
 	}
-}
-
-func (t *Transport) send(a memberlist.Address, w *waiting) {
-	t.mu.Lock()
-	packets := w.packets
+	a, packets := w.to, w.packets
 	w.packets = nil
 	t.mu.Unlock()
-	k := t.table.to(a.Name)
 	for _, b := range packets {
-		if k == nil {
-			return
-		}
 		if packet, err := k.seal(b); err == nil {
 			_, _ = t.cfg.Network.WriteTo(packet, t.routes.to(a)) // a packet may be lost
 		}
