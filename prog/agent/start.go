@@ -26,6 +26,7 @@ func (p *parts) conditions(stateDir string) []ready.Condition {
 		return func(context.Context) error { return f() }
 	}
 	return []ready.Condition{
+		{Component: "membership", Effect: "a new container would reach no other host", Check: check(p.membership.Check)},
 		{Component: "underlay", Effect: "other hosts would not find this host", Check: check(p.underlay.Check)},
 		{Component: "datapath", Effect: "a new container could not send or receive", Check: check(p.datapath.Check)},
 		{Component: "attach", Effect: "a new container could get an address that is in use", Check: check(p.attached.Check)},

@@ -199,7 +199,11 @@ a new identity for itself: then found a new network with another secret.` + exit
 func (a *app) showRemoved(list []api.RemovePeerReply) error {
 	return a.show(list, func() {
 		for _, r := range list {
-			fmt.Fprintf(a.out, "%s of %s now %s to this host\n", words.Count(r.Addresses, "address"), r.Peer, words.Are(r.Addresses))
+			belong := "belong"
+			if r.Addresses == 1 {
+				belong = "belongs"
+			}
+			fmt.Fprintf(a.out, "%s of %s now %s to this host\n", words.Count(r.Addresses, "address"), r.Peer, belong)
 		}
 	})
 }

@@ -119,6 +119,9 @@ func (m *Membership) Ban(id peer.ID, ban bool, reason string) error {
 		return err
 	}
 	m.read()
+	if !m.cfg.Trust.Holds() && m.holds(id) {
+		return &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s holds the network's secret: only a host that holds the network's secret can ban it, or end its ban", m.Mesh.Name(id))}
+	}
 	if _, banned := m.Ledger().Banned(id); !banned && !ban {
 		return &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("peer %v is not banned", id)}
 	}

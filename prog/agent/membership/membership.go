@@ -35,6 +35,7 @@ type Documents interface {
 // Mesh ends what binds this host to another peer.
 type Mesh interface {
 	Expel(peer.ID)
+	HoldsSecret(peer.ID) bool
 	Name(peer.ID) string
 }
 
@@ -154,6 +155,9 @@ func (m *Membership) news() (expel []peer.ID) {
 	}
 	now := map[peer.ID]bool{}
 	for _, b := range ledger.Bans() {
+		if !b.ByHolder && m.holds(b.Peer) { // such a ban does not count
+			continue
+		}
 		now[b.Peer] = true
 		if !m.bans[b.Peer] {
 			m.cfg.Log.Warn("a peer is banned", "peer", m.Mesh.Name(b.Peer), "by", m.Mesh.Name(b.By), "reason", b.Reason)
@@ -167,6 +171,15 @@ func (m *Membership) news() (expel []peer.ID) {
 	}
 	m.bans = now
 	return expel
+}
+
+// holds reports whether a peer holds the network's secret. The ledger knows that only of peers that wrote a
+// document.
+func (m *Membership) holds(id peer.ID) bool {
+	if id == m.cfg.Trust.Self {
+		return m.cfg.Trust.Holds()
+	}
+	return m.Mesh.HoldsSecret(id)
 }
 
 func nameOf(id peer.ID, nickname string) string { return id.String() + "(" + nickname + ")" }
@@ -250,17 +263,19 @@ func (m *Membership) certify(identity ed25519.PublicKey, r member.Rights, token 
 	return c.Encode(), err
 }
 
+// Check returns that this host was banned, or nil.
+func (m *Membership) Check() error {
+	ban, ok := m.Ledger().BannedMember(m.cfg.Trust.Member)
+	if !ok {
+		return nil
+	}
+	return fmt.Errorf("this host was banned from its network by peer %s%s: all other hosts refuse it, and its containers reach no other host: run `weft unban %v` on a host with the admitting right, and this host connects again by itself; or run `weft reset` here",
+		m.Mesh.Name(ban.By), because(ban.Reason), ban.Peer)
+}
+
 // Problems lists what an operator should know of members.
 func (m *Membership) Problems() (list []problem.Problem) {
 	ledger := m.Ledger()
-	if ban, ok := ledger.BannedMember(m.cfg.Trust.Member); ok {
-		list = append(list, problem.Problem{
-			Reason: problem.Membership, About: "own ban",
-			What:   fmt.Sprintf("this host was banned from its network by peer %s%s", m.Mesh.Name(ban.By), because(ban.Reason)),
-			Effect: "all other hosts refuse it, and its containers reach no other host",
-			Fix:    fmt.Sprintf("run `weft unban %v` on a host with the admitting right and restart this agent, or run `weft reset` here", ban.Peer),
-		})
-	}
 	for _, o := range ledger.Overused() {
 		var names, ids []string
 		for _, j := range o.Joins {
