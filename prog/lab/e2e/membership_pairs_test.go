@@ -44,7 +44,7 @@ func TestPairsWithoutTheSecret(t *testing.T) {
 	flows := map[string]func() []probe.Result{}
 	for _, ends := range [][2]string{{"h2/c1", "h3/c1"}, {"h1/c1", "h2/c1"}} {
 		for _, proto := range []string{"icmp", "tcp"} {
-			flows[proto+" from "+ends[0]] = traffic(t, l, ends[0], proto, addrs(t, l, ends[1])...)
+			flows[proto+" from "+ends[0]] = traffic(t, l, ends[0], proto, marker, addrs(t, l, ends[1])...)
 		}
 	}
 	for _, h := range l.Hosts() {

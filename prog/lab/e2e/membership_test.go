@@ -82,9 +82,9 @@ func reachEachOther(t *testing.T, l *lab.Lab, hosts ...string) {
 	}
 }
 
-// traffic sends a message every 20 ms from a container until the returned function is called, which
-// returns what arrived.
-func traffic(t *testing.T, l *lab.Lab, from, proto string, to ...string) (stop func() []probe.Result) {
+// traffic sends a message that contains mark every 20 ms from a container until the returned function is
+// called, which returns what arrived.
+func traffic(t *testing.T, l *lab.Lab, from, proto, mark string, to ...string) (stop func() []probe.Result) {
 	t.Helper()
 	in, end := io.Pipe()
 	type outcome struct {
@@ -92,7 +92,7 @@ func traffic(t *testing.T, l *lab.Lab, from, proto string, to ...string) (stop f
 		err error
 	}
 	done := make(chan outcome, 1)
-	args := []string{"weft", "probe", proto, "--until-eof", "--count", "1000000", "--interval", "20ms", "--timeout", "5s", "--marker", marker, "--json"}
+	args := []string{"weft", "probe", proto, "--until-eof", "--count", "1000000", "--interval", "20ms", "--timeout", "5s", "--marker", mark, "--json"}
 	ctx := context.WithoutCancel(t.Context())
 	go func() {
 		out, err := l.Exec(ctx, from, in, append(args, to...)...)
