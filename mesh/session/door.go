@@ -116,12 +116,13 @@ func (d *door) evict(source netip.Addr) {
 	g.Conn.Close()
 }
 
-// greediest returns the source with the most streams.
+// greediest returns the source with the most streams; among several, the one whose stream is the oldest. So
+// a stream has time for its proof, even if a flood comes from ever new sources.
 func (d *door) greediest() (source netip.Addr) {
 	most := 0
-	for addr, n := range d.sources {
-		if n > most {
-			source, most = addr, n
+	for _, g := range d.queued {
+		if n := d.sources[g.source]; n > most {
+			source, most = g.source, n
 		}
 	}
 	return source

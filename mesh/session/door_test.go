@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -197,7 +198,8 @@ func TestDistantHostGetsInDuringFlood(t *testing.T) {
 		a := start(t, n, 1, 1, func(c *Config) { port = feed(t, c.Network); c.Network = port })
 		far := start(t, n, 2, 1, func(c *Config) { c.Network = remote{c.Network.(*meshtest.Transport)} })
 		over := make(chan bool)
-		go func() {
+		var flood sync.WaitGroup
+		flood.Go(func() {
 			for i := 0; ; i++ {
 				select {
 				case <-over:
@@ -210,7 +212,7 @@ func TestDistantHostGetsInDuringFlood(t *testing.T) {
 					c.Close()
 				}()
 			}
-		}()
+		})
 		time.Sleep(time.Second)
 		attempts := 0
 		for ; attempts < 20; attempts++ {
@@ -223,6 +225,7 @@ func TestDistantHostGetsInDuringFlood(t *testing.T) {
 			t.Error("a distant host did not get in with 20 attempts; want few")
 		}
 		close(over)
+		flood.Wait()
 		stop(t, a, far)
 	})
 }

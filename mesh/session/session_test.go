@@ -64,8 +64,8 @@ func start(t testing.TB, n *meshtest.Network, i, start int, change ...func(*Conf
 			return content
 		},
 		Outgoing: func(string, []byte) {},
-		Older:    func(net.Conn) { e.locked(func() { e.older++ }) },
-		Refused:  func(_, reason string) { e.locked(func() { e.refused = append(e.refused, reason) }) },
+		Knows:    func(netip.Addr) bool { return true }, Older: func(net.Conn) { e.locked(func() { e.older++ }) },
+		Refused: func(_, reason string) { e.locked(func() { e.refused = append(e.refused, reason) }) },
 	}
 	for _, c := range change {
 		c(&cfg)
