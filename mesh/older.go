@@ -26,11 +26,17 @@ const tooOld = "this host was refused: it runs an older version of Weft: upgrade
 // tellOlder answers an agent of an older version. The caller closes the stream.
 func (m *Mesh) tellOlder(c net.Conn) {
 	_ = c.SetDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the write
-	if answer := sealOlder(m.cfg.GossipKey, tooOld); answer != nil {
-		if _, err := c.Write(answer); err == nil {
-			// Closing a connection that has unread data discards what was sent.
-			_, _ = io.Copy(io.Discard, io.LimitReader(c, maxOlder))
-		}
+	answer := sealOlder(m.cfg.GossipKey, tooOld)
+	if answer == nil {
+		return
+	}
+	read := make(chan struct{})
+	go func() { // it may read nothing before it has sent all
+		defer close(read)
+		_, _ = io.Copy(io.Discard, io.LimitReader(c, maxOlder))
+	}()
+	if _, err := c.Write(answer); err == nil {
+		<-read // closing a connection that has unread data discards what was sent
 	}
 }
 

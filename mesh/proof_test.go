@@ -123,15 +123,24 @@ func greeting(key ed25519.PrivateKey, name string, at netip.AddrPort) []byte {
 // sessions returns the transport of an admitted peer that runs no mesh.
 func sessions(t *testing.T, n *meshtest.Network, i int) *session.Transport {
 	t.Helper()
+	return sessionsOf(t, n, i, nodeName(idOf(i), time.Now()))
+}
+
+func sessionsOf(t *testing.T, n *meshtest.Network, i int, run string, change ...func(*session.Config)) *session.Transport {
+	t.Helper()
 	c := Config{Identity: identity(i)}
 	shares(secret.Secret{1})(&c)
-	out, err := session.New(session.Config{
-		Identity: c.Identity, Run: nodeName(peer.IDOf(identity(i).Public().(ed25519.PublicKey)), time.Now()), Network: n.Join(address(i)), Knows: func(netip.Addr) bool { return true },
+	conf := session.Config{
+		Identity: c.Identity, Run: run, Network: n.Join(address(i)), Knows: func(netip.Addr) bool { return true },
 		Show: func(session.Use) []byte { return c.Certificate }, Welcome: func(session.Peer, session.Use) error { return nil },
 		Gossip: func(s *session.Stream) net.Conn { return s }, Serve: func(s *session.Stream) { s.Close() },
 		Incoming: func(_ session.Peer, content []byte) []byte { return content }, Outgoing: func(string, []byte) {},
 		Older: func(net.Conn) {}, Refused: func(string, string) {},
-	})
+	}
+	for _, c := range change {
+		c(&conf)
+	}
+	out, err := session.New(conf)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,9 @@ func (j *Judge) node(sender string, n *pushNodeState) bool {
 	}
 	n.Addr = a.Addr
 	if n.State == stateLeft && n.Name != sender && !j.rules.Left(n.Name) {
+		if n.Name == j.rules.Self() {
+			j.rules.Accuse(sender, n.Name, "reported that it left, but it runs")
+		}
 		n.State = stateDead
 	}
 	return true
