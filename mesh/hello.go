@@ -72,8 +72,7 @@ func (m *Mesh) openHello(meta []byte, name string, at netip.AddrPort) (h hello, 
 		return h, fmt.Errorf("its greeting is not signed by the peer for this name and address")
 	}
 	h.Version = w.Version
-	_, err = m.memberOf(h.Identity, h.Certificate)
-	return h, err
+	return h, m.checkMember(h.Identity, h.Certificate)
 }
 
 // refuse returns why two peers cannot be in one mesh, or nil.

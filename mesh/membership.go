@@ -14,18 +14,18 @@ type BannedError struct{ Err error }
 func (e *BannedError) Error() string { return e.Err.Error() }
 func (e *BannedError) Unwrap() error { return e.Err }
 
-// memberOf returns the member that a certificate makes of an identity, unless it is banned.
-func (m *Mesh) memberOf(identity ed25519.PublicKey, certificate []byte) (member.Member, error) {
+// checkMember returns an error unless a certificate makes a member of an identity, and it is not banned.
+func (m *Mesh) checkMember(identity ed25519.PublicKey, certificate []byte) error {
 	who, err := member.Verify(m.cfg.Root, identity, certificate)
 	if err != nil {
-		return who, fmt.Errorf("it is no member of this network: %w", err)
+		return fmt.Errorf("it is no member of this network: %w", err)
 	}
 	if m.cfg.Banned != nil {
 		if err := m.cfg.Banned(who); err != nil {
-			return who, &BannedError{err}
+			return &BannedError{err}
 		}
 	}
-	return who, nil
+	return nil
 }
 
 // Expel ends all sessions of a peer and forgets it. Config.Banned must refuse it from now on.

@@ -91,7 +91,7 @@ func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 	if id == m.self {
 		return false, m.refute(s.Record)
 	}
-	if _, err := m.memberOf(s.Record.Identity, s.Record.Certificate); err != nil {
+	if err := m.checkMember(s.Record.Identity, s.Record.Certificate); err != nil {
 		return false, fmt.Errorf("peers: refused the record of %v: %w", id, err)
 	}
 	m.mu.Lock()

@@ -64,7 +64,7 @@ func (m *Mesh) welcome(p session.Peer, use session.Use) error {
 	case use < session.Keys || use > session.Admit:
 		return errUnknownUse
 	}
-	_, err := m.memberOf(p.Key, p.Body)
+	err := m.checkMember(p.Key, p.Body)
 	if banned, ok := errors.AsType[*BannedError](err); ok {
 		return banned
 	}

@@ -57,7 +57,7 @@ type Membership struct {
 
 	mu     sync.Mutex
 	ledger member.Ledger
-	seen   string          // the generations that ledger was read from
+	seen   []string        // the generations that ledger was read from
 	joins  map[string]bool // the joins that were logged
 	bans   map[peer.ID]bool
 }
@@ -121,12 +121,12 @@ func (m *Membership) Run(ctx context.Context) error {
 
 // read reads the ledger again if a document has changed.
 func (m *Membership) read() {
-	seen := ""
+	var seen []string
 	for _, kind := range kinds {
-		seen += m.Documents.Generation(kind) + " "
+		seen = append(seen, m.Documents.Generation(kind))
 	}
 	m.mu.Lock()
-	same := seen == m.seen
+	same := slices.Equal(seen, m.seen)
 	m.mu.Unlock()
 	if same {
 		return

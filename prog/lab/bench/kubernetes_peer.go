@@ -100,6 +100,20 @@ func kubePeer(ctx context.Context, args []string) (err error) {
 	return errors.Join(err, group.Wait())
 }
 
+// record returns the record of a node, without a key, and the addresses of the other nodes.
+func (p *simulated) record(ctx context.Context, client *kube.Client) (r peer.Record, targets []string, err error) {
+	nodes, err := client.Nodes(ctx)
+	r = peer.Record{Nickname: p.node, Port: 6784, Gossip: mesh.Port}
+	for _, n := range nodes {
+		if n.Name == p.node {
+			r.Underlay, r.Host = n.Addrs, n.UID
+		} else {
+			targets = append(targets, n.Addrs[0].String())
+		}
+	}
+	return r, targets, err
+}
+
 // make makes the parts of an agent that communicate with other agents.
 func (p *simulated) make(ctx context.Context) error {
 	keys, err := p.store.Keys(rand.Reader)
@@ -126,19 +140,11 @@ func (p *simulated) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	nodes, err := client.Nodes(ctx)
+	record, targets, err := p.record(ctx, client)
 	if err != nil {
 		return err
 	}
-	record := peer.Record{WireGuard: private.PublicKey(), Nickname: p.node, Port: 6784, Gossip: mesh.Port}
-	var targets []string
-	for _, n := range nodes {
-		if n.Name == p.node {
-			record.Underlay, record.Host = n.Addrs, n.UID
-		} else {
-			targets = append(targets, n.Addrs[0].String())
-		}
-	}
+	record.WireGuard = private.PublicKey()
 	root := founding.Token.Secret.Root()
 	if p.mesh, err = mesh.New(mesh.Config{
 		Identity: keys.Identity, Record: record, Root: root.Public().(ed25519.PublicKey),
