@@ -22,7 +22,8 @@ func (m *Mesh) newTransport(ctx context.Context, conf *memberlist.Config) (*sess
 		}
 	}
 	t, err := session.New(session.Config{
-		Identity: m.cfg.Identity, Run: m.name, Network: network, Addresses: m.recorded, Knows: m.isRecorded, Refused: m.reject, Older: m.tellOlder,
+		Identity: m.cfg.Identity, Run: m.name, Network: network, Addresses: m.recorded, Knows: m.isRecorded, Refused: m.reject,
+		Older: m.tellOlder, OlderThere: m.greetOlder,
 		Show:    m.show,
 		Welcome: m.welcome,
 		Gossip:  m.judged,

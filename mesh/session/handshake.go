@@ -34,6 +34,9 @@ func (t *Transport) open(addr, want string, use Use, timeout time.Duration) (*St
 	if err != nil {
 		raw.Close()
 	}
+	if _, older := errors.AsType[OlderError](err); older && t.cfg.OlderThere != nil {
+		go t.visitOlder(addr) // it ends within proofTimeout
+	}
 	return s, err
 }
 
@@ -42,6 +45,18 @@ func earlier(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+// visitOlder tells an agent of a version before sessions that it is refused. To that agent, the handshake
+// looks like the data of another program.
+func (t *Transport) visitOlder(addr string) {
+	raw, err := t.cfg.Network.DialTimeout(addr, proofTimeout)
+	if err != nil {
+		return // the next attempt to reach the host comes here again
+	}
+	defer raw.Close()
+	_ = raw.SetDeadline(time.Now().Add(proofTimeout)) // if this fails, so does the write
+	t.cfg.OlderThere(raw)
 }
 
 // introduce is the dialing side of the handshake.

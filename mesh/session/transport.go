@@ -38,6 +38,9 @@ type Config struct {
 	Outgoing func(run string, content []byte)
 	// Older tells an agent of a version before sessions that it is refused. The caller closes the stream.
 	Older func(net.Conn)
+	// OlderThere does the same on a stream that this end opened for that; nil: nobody tells it. The caller
+	// closes the stream.
+	OlderThere func(net.Conn)
 	// Refused is called for each host that was refused.
 	Refused func(addr, reason string)
 }
