@@ -35,7 +35,7 @@ func (t *Transport) open(addr, want string, use Use, timeout time.Duration) (*St
 		raw.Close()
 	}
 	if _, older := errors.AsType[OlderError](err); older && t.cfg.OlderThere != nil {
-		go t.visitOlder(addr) // it ends within proofTimeout
+		go t.visitOlder(addr) // it ends within twice proofTimeout
 	}
 	return s, err
 }
