@@ -30,14 +30,37 @@ var cluster = secret.Token{Secret: secret.Secret{1}, Cluster: secret.ClusterID{2
 // papers are the documents of one host. They reach another host only by send.
 type papers struct {
 	key     ed25519.PrivateKey
-	set     *document.Set
 	changed func()
+
+	mu  sync.Mutex
+	set *document.Set
 }
 
-func (p *papers) List(kind string) []*document.Document { return p.set.List(kind) }
-func (p *papers) Generation(kind string) string         { return p.set.Generation(kind) }
+func (p *papers) List(kind string) []*document.Document {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.set.List(kind)
+}
+
+func (p *papers) Generation(kind string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.set.Generation(kind)
+}
+
+func (p *papers) put(t *testing.T, d *document.Document) {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, err := p.set.Put(d, time.Now().Unix()); err != nil {
+		t.Fatal(err)
+	}
+}
 
 func (p *papers) Write(changes []mesh.Change) error {
+	defer p.changed()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, c := range changes {
 		d, err := p.set.Next(c.Kind, c.Name, c.Body, c.Deleted, time.Now().Unix(), p.key)
 		if err != nil {
@@ -47,7 +70,6 @@ func (p *papers) Write(changes []mesh.Change) error {
 			return err
 		}
 	}
-	p.changed()
 	return nil
 }
 
@@ -102,9 +124,7 @@ func send(t *testing.T, from, to *host) {
 			if to.Refuse(d) != nil {
 				continue
 			}
-			if _, err := to.papers.set.Put(d, time.Now().Unix()); err != nil {
-				t.Fatal(err)
-			}
+			to.papers.put(t, d)
 		}
 	}
 	to.read()
@@ -263,6 +283,8 @@ func TestABanExpelsAPeerAndNeedsTheRight(t *testing.T) {
 			send(t, holder, h)
 		}
 		time.Sleep(2 * lastWord)
+		plain.crowd.mu.Lock()
+		defer plain.crowd.mu.Unlock()
 		if got := plain.crowd.expelled; len(got) != 1 || got[0] != meshtest.ID(4) {
 			t.Errorf("another host expelled %v; want the banned peer once", got)
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,12 +62,12 @@ func (v view) Request(ctx context.Context, to peer.ID, kind string, payload []by
 
 type disk struct {
 	keys map[string][]byte
-	fail bool
+	fail atomic.Bool
 }
 
 func (d *disk) Pairs() (map[string][]byte, error) { return d.keys, nil }
 func (d *disk) SavePairs(keys map[string][]byte) error {
-	if d.fail {
+	if d.fail.Load() {
 		return errors.New("disk full")
 	}
 	d.keys = maps.Clone(keys)
@@ -141,7 +142,8 @@ func TestAKeyCountsOnceBothHaveIt(t *testing.T) {
 		if a, b := meshtest.ID(1), meshtest.ID(2); string(a[:]) > string(b[:]) {
 			low, high = 2, 1
 		}
-		full := &disk{fail: true}
+		full := &disk{}
+		full.fail.Store(true)
 		a, _ := w.start(t, low, &disk{})
 		b, stop := w.start(t, high, full)
 		time.Sleep(3 * time.Second)
@@ -155,7 +157,7 @@ func TestAKeyCountsOnceBothHaveIt(t *testing.T) {
 		if key, other := a.Key(meshtest.ID(high)), b.Key(meshtest.ID(low)); key != [32]byte{} || other != [32]byte{} {
 			t.Errorf("the other host cannot store the key, but the keys are %x and %x, want none", key, other)
 		}
-		full.fail = false
+		full.fail.Store(false)
 		time.Sleep(3 * time.Second)
 		key := a.Key(meshtest.ID(high))
 		if key == [32]byte{} || b.Key(meshtest.ID(low)) != key {
