@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"weft/mesh/peer"
 )
 
 // These bounds apply to streams whose other end has not yet proved its identity.
@@ -16,9 +18,12 @@ const (
 	maxStreamSource = 32       // from one source
 	maxUnproven     = 12 << 10 // bytes read from one stream
 	proofTimeout    = 5 * time.Second
+
+	maxOpen = 128 // streams of one proven peer at once
 )
 
 var (
+	errMany    = errors.New("too many connections at once from this peer")
 	errCrowded = errors.New("too many connections from hosts that have not proved their identity")
 	errTooMuch = errors.New("it sent too much before it proved its identity")
 )
@@ -28,7 +33,8 @@ var (
 type door struct {
 	mu      sync.Mutex
 	sources map[netip.Addr]int
-	queued  []*guest // oldest first
+	queued  []*guest        // oldest first
+	open    map[peer.ID]int // streams of proven peers
 }
 
 // guest is a stream before the proof. It reads a bounded number of bytes.
@@ -126,6 +132,39 @@ func (d *door) greediest() (source netip.Addr) {
 		}
 	}
 	return source
+}
+
+// let counts the stream of a proven peer until it is closed. It reports false if the peer has too many.
+func (d *door) let(s *Stream) bool {
+	id := s.Peer.ID
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open[id] >= maxOpen {
+		return false
+	}
+	if d.open == nil {
+		d.open = map[peer.ID]int{}
+	}
+	d.open[id]++
+	s.Conn = counted{s.Conn, sync.OnceFunc(func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.open[id]--; d.open[id] == 0 {
+			delete(d.open, id)
+		}
+	})}
+	return true
+}
+
+// counted is the stream of a proven peer, which is counted until it is closed.
+type counted struct {
+	net.Conn
+	closed func()
+}
+
+func (c counted) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // begun is a stream whose first bytes were already read.

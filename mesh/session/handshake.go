@@ -161,6 +161,9 @@ func (t *Transport) accept(raw net.Conn) {
 	if !t.door.leave(g) && err == nil {
 		err = errCrowded
 	}
+	if err == nil && !t.door.let(s) {
+		err = errMany
+	}
 	if err != nil {
 		raw.Close()
 		t.report(g, err)
@@ -256,7 +259,7 @@ func (t *Transport) report(g *guest, err error) {
 	switch {
 	case refused && refusal.Ours:
 		t.cfg.Refused(addr, refusal.Reason)
-	case older, errors.Is(err, errNoTLS), errors.Is(err, errTooMuch), errors.Is(err, errCrowded):
+	case older, errors.Is(err, errNoTLS), errors.Is(err, errTooMuch), errors.Is(err, errCrowded), errors.Is(err, errMany):
 		t.cfg.Refused(addr, err.Error())
 	case badTLS:
 		t.cfg.Refused(addr, errNoTLS.Error())
