@@ -125,7 +125,7 @@ func TestInvariant7LiesAboutLivePeerHaveNoLastingEffect(t *testing.T) {
 	top := func(*host) uint32 { return math.MaxUint32 }
 	state := func(b *host, kind int, addr netip.AddrPort, incarnation uint32) fields {
 		n := b.list.LocalNode()
-		return fields{"Name": b.name, "Addr": []byte(addr.Addr().AsSlice()), "Port": addr.Port(), "Meta": n.Meta, "Incarnation": incarnation, "State": kind, "Vsn": vsn}
+		return fields{"Name": b.name, "Addr": addr.Addr().AsSlice(), "Port": addr.Port(), "Meta": n.Meta, "Incarnation": incarnation, "State": kind, "Vsn": vsn}
 	}
 	for name, c := range map[string]struct {
 		attack  func(*liar, *host, []*host)
@@ -152,11 +152,11 @@ func TestInvariant7LiesAboutLivePeerHaveNoLastingEffect(t *testing.T) {
 		"alive at another address": {attack: func(l *liar, b *host, all []*host) {
 			n := b.list.LocalNode()
 			for _, i := range []uint32{1, 100, math.MaxUint32} {
-				l.forge(packed(alive, fields{"Incarnation": i, "Node": b.name, "Addr": []byte(address(9).Addr().AsSlice()), "Port": Port, "Meta": n.Meta, "Vsn": vsn}), all...)
+				l.forge(packed(alive, fields{"Incarnation": i, "Node": b.name, "Addr": address(9).Addr().AsSlice(), "Port": Port, "Meta": n.Meta, "Vsn": vsn}), all...)
 			}
 		}},
 		"alive at the top": {attack: func(l *liar, b *host, all []*host) {
-			l.forge(packed(alive, fields{"Incarnation": uint32(math.MaxUint32), "Node": b.name, "Addr": []byte(address(2).Addr().AsSlice()), "Port": Port, "Meta": b.list.LocalNode().Meta, "Vsn": vsn}), all...)
+			l.forge(packed(alive, fields{"Incarnation": uint32(math.MaxUint32), "Node": b.name, "Addr": address(2).Addr().AsSlice(), "Port": Port, "Meta": b.list.LocalNode().Meta, "Vsn": vsn}), all...)
 		}},
 		"left, in a push/pull": {attack: func(l *liar, b *host, all []*host) {
 			for _, i := range []uint32{0, 1, 100, ceiling(0)(b), math.MaxUint32} {

@@ -36,6 +36,7 @@ type keys struct {
 	index   uint32 // under which this end receives
 	in, out cipher.AEAD
 	probe   []byte
+	since   time.Time // when the session stood; under the table's lock
 	// table.welcome sets these, under the table's lock.
 	run    string // empty: the other end is not welcome yet
 	from   Peer
@@ -110,8 +111,9 @@ func (k *keys) open(packet []byte) ([]byte, bool) {
 
 // These bounds limit the sessions that a peer can make this host keep.
 const (
-	maxSessions = 3 // per run: packets of an older session may still be on their way
-	maxRuns     = 8 // per peer: twins, and runs that crashed
+	maxSessions = 3  // per run: packets of an older session may still be on their way
+	maxFresh    = 32 // per run, while they are younger than lastWord
+	maxRuns     = 8  // per peer: twins, and runs that crashed
 )
 
 // table has the sessions of all runs.
@@ -178,8 +180,12 @@ func (t *table) install(k *keys) {
 			t.dropAll(func(old *keys) bool { return old.peer == k.peer && old.run < k.run && old.isDoubted() })
 		})
 	}
-	list := append(t.byRun[k.run], k)
-	if len(list) > maxSessions {
+	k.since = time.Now()
+	list := t.byRun[k.run]
+	list = append(list, k)
+	// If both ends open many streams at once, they install the keys in different orders, and each seals
+	// with those that it installed last.
+	for len(list) > maxFresh || len(list) > maxSessions && k.since.Sub(list[0].since) > lastWord {
 		delete(t.byIndex, list[0].index)
 		list = slices.Delete(list, 0, 1)
 	}

@@ -330,6 +330,13 @@ func TestFloodOfUnknownPacketsCausesFewDials(t *testing.T) {
 	})
 }
 
+// kept counts the runs that have sessions, and all keys.
+func kept(e *end) (runs, all int) {
+	e.table.mu.Lock()
+	defer e.table.mu.Unlock()
+	return len(e.table.byRun), len(e.table.byIndex)
+}
+
 // The keys that one peer can make a host keep are bounded: per run, and by number of runs.
 func TestKeysPerPeerAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -339,7 +346,7 @@ func TestKeysPerPeerAreBounded(t *testing.T) {
 		other.send(a, "x")
 		for run := range 3 * maxRuns {
 			b := start(t, n, 2, run)
-			for range 2 * maxSessions {
+			for range 2 * maxFresh {
 				s, err := b.Ask(a.at(), Keys, time.Second)
 				if err != nil {
 					t.Fatal(err)
@@ -354,17 +361,25 @@ func TestKeysPerPeerAreBounded(t *testing.T) {
 			}
 			_ = b.Shutdown()
 		}
-		if runs, all := len(a.table.byRun), len(a.table.byIndex); runs > maxRuns+1 || all > maxRuns*maxSessions+1 {
-			t.Errorf("the keys of %d runs are kept, %d in total; want at most maxRuns and maxSessions of each", runs, all)
+		if runs, all := kept(a); runs > maxRuns+1 || all > maxRuns*maxFresh+1 {
+			t.Errorf("the keys of %d runs are kept, %d in total; want at most maxRuns and maxFresh of each", runs, all)
+		}
+		time.Sleep(2 * lastWord)
+		last := start(t, n, 2, 3*maxRuns)
+		last.send(a, "x")
+		time.Sleep(2 * lastWord)
+		last.send(a, "x")
+		if _, all := kept(a); all > maxSessions+1 {
+			t.Errorf("after a later run has stood for a while, %d keys are kept; want at most maxSessions", all)
 		}
 		a.Expel(meshtest.ID(2))
-		if runs := len(a.table.byRun); runs != 1 || len(a.table.byIndex) != 1 {
+		if runs, all := kept(a); runs != 1 || all != 1 {
 			t.Errorf("after a peer is expelled, %d runs have keys; want 1, that of the other peer", runs)
 		}
 		a.Forget(other.run)
-		if len(a.table.byRun) > 0 {
+		if runs, _ := kept(a); runs > 0 {
 			t.Error("a forgotten run has keys; want none")
 		}
-		stop(t, a, other)
+		stop(t, a, other, last)
 	})
 }

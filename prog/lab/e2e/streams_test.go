@@ -13,8 +13,9 @@ import (
 	"weft/mesh/meshtest/eventually"
 )
 
-// streams opens COUNT connections to ADDRESS repeatedly for SECONDS. Each announces 20 MiB of gossip,
-// and sends up to 19 MiB of it, without the secret.
+// streams opens COUNT connections to ADDRESS repeatedly for SECONDS, without proving an identity. A third
+// announces 20 MiB of an older version's gossip and sends up to 19 MiB of it, a third sends garbage behind the
+// head of a TLS record, and a third sends nothing.
 func streams(args []string) error {
 	count, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -24,10 +25,11 @@ func streams(args []string) error {
 	if err != nil {
 		return err
 	}
-	head := binary.BigEndian.AppendUint32([]byte{10}, 20<<20)
+	heads := [][]byte{binary.BigEndian.AppendUint32([]byte{10}, 20<<20), {22, 3, 1, 0x3f, 0xff}, nil}
 	end := time.Now().Add(d)
 	var group sync.WaitGroup
-	for range count {
+	for i := range count {
+		head := heads[i%len(heads)]
 		group.Go(func() {
 			for time.Now().Before(end) {
 				c, err := net.DialTimeout("tcp", args[0], 3*time.Second)
@@ -36,7 +38,7 @@ func streams(args []string) error {
 				}
 				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 				_, err = c.Write(head)
-				for n := 0; err == nil && n < 19<<20; n += 64 << 10 {
+				for n := 0; err == nil && head != nil && n < 19<<20; n += 64 << 10 {
 					_, err = c.Write(make([]byte, 64<<10))
 				}
 				_, _ = c.Read(make([]byte, 10))
@@ -63,7 +65,7 @@ func TestUnauthenticatedStreamsUseLittleMemory(t *testing.T) {
 	}
 	join("h2")
 	flooded := make(chan error, 1)
-	go func() { flooded <- tool(t, l, "h2", "streams", "192.0.2.1:6783", "80", "6s") }()
+	go func() { flooded <- tool(t, l, "h2", "streams", "192.0.2.1:6783", "5000", "6s") }()
 	eventually.True(t, 5*time.Second, "the first host rejects them", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status"), "Turned away: 192.0.2.2")
 	})
