@@ -139,7 +139,7 @@ func strangerTest(t *testing.T, act func(net.Conn), most int) {
 	}
 	time.Sleep(proofTimeout)
 	synctest.Wait()
-	if len(a.door.queued)+len(a.door.sources)+int(open.Load()) > 0 || len(a.table.byIndex) > 1+maxSessions {
+	if len(a.door.queued)+len(a.door.sources)+int(open.Load()) > 0 || len(a.table.byIndex) > 1+maxFresh {
 		t.Errorf("%d streams of strangers and %d keys are left after proofTimeout; want none", open.Load(), len(a.table.byIndex))
 	}
 	stop(t, a, proper)
