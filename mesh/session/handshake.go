@@ -94,7 +94,7 @@ func (t *Transport) introduce(raw net.Conn, want string, use Use) (*Stream, erro
 		}
 		return nil, err
 	}
-	t.table.welcome(k, p, welcome.Index)
+	t.welcome(k, p, welcome.Index, use)
 	if err = (greeting{}).send(s); err != nil {
 		return nil, err
 	}
@@ -138,6 +138,13 @@ func (t *Transport) prepare(s conn, dialed bool) (k *keys, p Peer, binding []byt
 	}
 	t.table.reserve(k)
 	return k, p, binding, nil
+}
+
+// welcome lets the packets of a stream in. A host that asks to become a member is none yet, and sends none.
+func (t *Transport) welcome(k *keys, p Peer, theirs uint32, use Use) {
+	if use != Admit {
+		t.table.welcome(k, p, theirs)
+	}
 }
 
 // proven notes that the handshake has succeeded. A host that asks to become a member gets no packets.
@@ -213,7 +220,7 @@ func (t *Transport) receiveGuest(raw net.Conn, g *guest) (*Stream, error) {
 		return nil, err
 	}
 	if err = t.judge(&p, hello, "", hello.Use); err == nil {
-		t.table.welcome(k, p, hello.Index)
+		t.welcome(k, p, hello.Index, hello.Use)
 		err = greeting{Run: t.cfg.Run, Index: k.index, Body: t.cfg.Show(hello.Use)}.send(s)
 	} else {
 		_ = greeting{Run: t.cfg.Run, Refuse: reasonOf(err)}.send(s) // the stream ends in any case
