@@ -158,6 +158,19 @@ func TestInvariant7LiesAboutLivePeerHaveNoLastingEffect(t *testing.T) {
 		"alive at the top": {attack: func(l *liar, b *host, all []*host) {
 			l.forge(packed(alive, fields{"Incarnation": uint32(math.MaxUint32), "Node": b.name, "Addr": address(2).Addr().AsSlice(), "Port": Port, "Meta": b.list.LocalNode().Meta, "Vsn": vsn}), all...)
 		}},
+		"of another version, at the top": {attack: func(l *liar, b *host, all []*host) {
+			n, other := b.list.LocalNode(), encode(helloWire{Version: Version + 1})
+			for _, i := range []uint32{2, math.MaxUint32} {
+				l.forge(packed(alive, fields{"Incarnation": i, "Node": b.name, "Addr": n.Addr.To4(), "Port": Port, "Meta": other, "Vsn": vsn}), all...)
+				for _, h := range all {
+					for _, kind := range []int{1, 2, 3} {
+						f := state(b, kind, address(2), i)
+						f["Meta"] = other
+						l.stream(packed(pushPull, fields{"Nodes": 1, "UserStateLen": 0, "Join": false}, f), h)
+					}
+				}
+			}
+		}},
 		"left, in a push/pull": {attack: func(l *liar, b *host, all []*host) {
 			for _, i := range []uint32{0, 1, 100, ceiling(0)(b), math.MaxUint32} {
 				for _, h := range all {

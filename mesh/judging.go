@@ -36,17 +36,23 @@ func (r rules) Ceiling(run string) (uint32, bool) {
 	return ceiling - refutable, ok && ceiling >= refutable
 }
 
-// CeilingIn passes the greeting of another version: NotifyAlive refuses it, and says why.
+// CeilingIn passes the greeting of another version if the run is unknown: NotifyAlive refuses it, and says
+// why. Nobody can verify such a greeting. A known run has one of this version, so this one is forged.
 func (r rules) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, error) {
 	h, err := r.m.helloOf(name, netip.AddrPortFrom(addr, port), meta)
 	if banned, ok := errors.AsType[*BannedError](err); ok {
 		return 0, fmt.Errorf("%w: %w", judge.ErrUnwelcome, banned)
 	}
 	if err == nil && h.Version != Version {
+		if _, known := r.Ceiling(name); known || r.m.members.named(name) != nil {
+			return 0, errOtherVersion
+		}
 		return math.MaxUint32, nil
 	}
 	return h.Ceiling, err
 }
+
+var errOtherVersion = errors.New("the run has a greeting of this version")
 
 func (r rules) Left(run string) bool {
 	id, _ := idOfNode(run)
