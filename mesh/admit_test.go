@@ -125,3 +125,17 @@ func TestABannedPeerIsRefusedByAll(t *testing.T) {
 		s.end(a, b, c)
 	})
 }
+
+// A peer is forgotten, because it is banned, while a request and a challenge of it are handled.
+func TestAPeerIsForgottenWhileItAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &cluster{t, meshtest.New(43)}
+		h := s.start(1, nil, nil)
+		time.Sleep(time.Second)
+		if err := h.once(message{From: idOf(2), Run: h.name}); err == nil {
+			t.Error("a request of a forgotten peer is served; want it refused")
+		}
+		h.answerChallenge(message{From: idOf(2), Payload: encode(challenge{"run", address(2)})}, nil)
+		s.end(h)
+	})
+}

@@ -212,8 +212,10 @@ func (m *Mesh) answerChallenge(msg message, s *session.Stream) {
 		m.sendTo(c.Addr, c.Run, kindReply, answer)
 	}
 	m.mu.Lock()
-	k := m.peers[msg.From]
-	r := k.runs[c.Run]
+	var r *run
+	if k := m.peers[msg.From]; k != nil { // otherwise the peer was forgotten since open
+		r = k.runs[c.Run]
+	}
 	twin := msg.From == m.self && c.Run != m.name && !m.ownAddr(c.Addr.Addr())
 	if twin {
 		r = &run{id: m.self, name: c.Run, addr: c.Addr}

@@ -214,6 +214,8 @@ const maxRuns = 256
 
 var errRepeated = errors.New("repeated request, or one for an earlier run of this agent")
 
+var errForgotten = errors.New("the sender was forgotten meanwhile")
+
 // forgetOldest makes room for the window of another run. A replay then becomes possible only for
 // requests of a run more than a hundred runs ago, and repeating any request does no harm.
 func (k *known) forgetOldest() {
@@ -230,6 +232,9 @@ func (m *Mesh) once(msg message) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k, run := m.peers[msg.From], uint32(msg.ID>>32)
+	if k == nil { // the peer was forgotten since open: it was banned, for example
+		return errForgotten
+	}
 	w := k.asked[run]
 	if w == nil {
 		if len(k.asked) >= maxRuns {
