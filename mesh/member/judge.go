@@ -17,10 +17,16 @@ import (
 // Judge needs no other document, so all peers agree on which ones to keep. What a ban of the writer
 // means is for Ledger to say.
 func Judge(d *document.Document, root ed25519.PublicKey) error {
-	_, err := judge(d, func(writer ed25519.PublicKey, certificate []byte) (Member, error) {
+	_, err := JudgeWriter(d, root)
+	return err
+}
+
+// JudgeWriter is Judge. It also returns the writer of a document of this package, with its rights.
+func JudgeWriter(d *document.Document, root ed25519.PublicKey) (writer Member, err error) {
+	j, err := judge(d, func(writer ed25519.PublicKey, certificate []byte) (Member, error) {
 		return Verify(root, writer, certificate)
 	})
-	return err
+	return j.writer, err
 }
 
 // judged is a document that counts. At most one of the bodies is set.

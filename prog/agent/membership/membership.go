@@ -70,10 +70,14 @@ func New(cfg Config) *Membership {
 // Refuse returns why a document does not count, or nil. A banned member may still pass its documents on
 // through others.
 func (m *Membership) Refuse(d *document.Document) error {
-	if err := member.Judge(d, m.cfg.Trust.Root); err != nil {
+	writer, err := member.JudgeWriter(d, m.cfg.Trust.Root)
+	if err != nil {
 		return err
 	}
-	if ban, banned := m.Ledger().Banned(d.WriterID()); banned && slices.Contains(kinds, d.Kind) {
+	if writer.Identity == nil { // a document of another kind
+		return nil
+	}
+	if ban, banned := m.Ledger().BannedMember(writer); banned {
 		return &mesh.BannedError{Err: fmt.Errorf("%s: refused: peer %v, which wrote it, is banned by peer %v", d, ban.Peer, ban.By)}
 	}
 	return nil

@@ -346,3 +346,27 @@ func TestABannedAdmitterAdmitsNobody(t *testing.T) {
 		}
 	})
 }
+
+// An admitter bans a holder of the secret that has written nothing yet. The ban does not count, also not
+// against what the holder then writes.
+func TestAnAdmitterCannotSilenceAHolder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		holder, admitter, other := newHost(t, 1, member.Holder), newHost(t, 2, member.Admits), newHost(t, 3, 0)
+		body, err := member.BanBody{Banned: true, At: time.Now().Unix(), Certificate: admitter.cfg.Trust.Certificate}.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := admitter.papers.Write([]mesh.Change{{Kind: member.KindBan, Name: member.BanName(meshtest.ID(1), member.Admits), Body: body}}); err != nil {
+			t.Fatal(err)
+		}
+		send(t, admitter, other)
+		send(t, admitter, holder)
+		if err := holder.Ban(meshtest.ID(2), true, ""); err != nil {
+			t.Fatal(err)
+		}
+		send(t, holder, other)
+		if other.Banned(admitter.cfg.Trust.Member) == nil {
+			t.Error("another host refuses the ban that the holder wrote; want the admitter banned")
+		}
+	})
+}
