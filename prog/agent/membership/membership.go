@@ -54,6 +54,7 @@ type Membership struct {
 	Mesh      Mesh
 	wake      chan struct{}
 	admitting sync.Mutex // held while a token is redeemed: two hosts cannot both take its last use
+	reading   sync.Mutex // held while the ledger is read: an older reading never replaces a newer one
 
 	mu     sync.Mutex
 	ledger member.Ledger
@@ -125,6 +126,8 @@ func (m *Membership) Run(ctx context.Context) error {
 
 // read reads the ledger again if a document has changed.
 func (m *Membership) read() {
+	m.reading.Lock()
+	defer m.reading.Unlock()
 	var seen []string
 	for _, kind := range kinds {
 		seen = append(seen, m.Documents.Generation(kind))
