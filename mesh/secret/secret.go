@@ -121,8 +121,8 @@ func (t Token) Reveal() string {
 
 // These are the errors of Parse. They contain no part of the token.
 var (
-	ErrNoToken     = errors.New("this is not a Weft token: tokens start with " + prefix + "; the first host has its token in /var/lib/weft/secret")
-	ErrMistyped    = errors.New("the token's checksum does not match: it was mistyped or truncated: copy the whole token again from the first host (/var/lib/weft/secret)")
+	ErrNoToken     = errors.New("this is not a Weft token: a token of `weft token create` starts with " + MemberPrefix + ", and the network's secret (/var/lib/weft/secret on the first host) starts with " + prefix)
+	ErrMistyped    = errors.New("the token's checksum does not match: it was mistyped or truncated: copy the whole token again")
 	ErrMemberToken = errors.New("this token (" + MemberPrefix + "…) admits a host, but does not hold the cluster's secret: give the token that starts with " + prefix + " instead; the first host has it in /var/lib/weft/secret")
 )
 

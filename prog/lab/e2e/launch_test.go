@@ -27,7 +27,7 @@ func TestLaunchMakesWaitingAgentJoin(t *testing.T) {
 	if before.Ready || !before.Waiting || !strings.Contains(before.NotReady, "weft launch --token - HOST") {
 		t.Errorf("the waiting agent reports ready %v, waiting %v, reason %s; want waiting, and how to launch", before.Ready, before.Waiting, before.NotReady)
 	}
-	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token")
+	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs a token")
 	if out, err := l.Exec(t.Context(), "h2", strings.NewReader(token(t, l)), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
 		t.Fatalf("launch with a token returned %v, want success: %s", err, out)
 	}

@@ -60,7 +60,7 @@ func TestInvariant7WrongTokensAreRefused(t *testing.T) {
 	mistyped := good[:20] + good[21:22] + good[20:21] + "x" + good[22:]
 	says(t, fails(t, l, "h2", mistyped, "weft", "launch", "--token", "-", "192.0.2.1"), "mistyped", "exit code 2")
 	says(t, fails(t, l, "h2", "hunter2", "weft", "launch", "--token", "-", "192.0.2.1"), "not a Weft token", "exit code 2")
-	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token", "--token - HOST")
+	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs a token", "--token - HOST")
 	// An argument shows in the process list, so launch refuses a token there and does not repeat it.
 	said := fails(t, l, "h2", "", "weft", "launch", "--token", good, "192.0.2.1")
 	says(t, said, "do not give the token itself as an argument")
