@@ -208,6 +208,8 @@ type events struct{ m *Mesh }
 func (e events) NotifyJoin(n *memberlist.Node) {
 	if n.Name != e.m.name {
 		e.m.members.join(n)
+	} else {
+		e.m.greeted(n.Meta)
 	}
 	e.m.runJoined(n)
 }
@@ -221,7 +223,11 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	e.m.verified.forget(n.Name)
 }
 
-func (events) NotifyUpdate(*memberlist.Node) {}
+func (e events) NotifyUpdate(n *memberlist.Node) {
+	if n.Name == e.m.name {
+		e.m.greeted(n.Meta)
+	}
+}
 
 func idOfNode(name string) (peer.ID, bool) {
 	head, _, _ := strings.Cut(name, "-")

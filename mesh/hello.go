@@ -2,11 +2,13 @@ package mesh
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"fmt"
 	"math"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/memberlist"
 
@@ -159,12 +161,13 @@ func (m *Mesh) metadata() []byte {
 	return m.hello.sign(m.cfg.Identity, m.name, at)
 }
 
-// raiseCeiling renews this run's greeting if an incarnation comes near its ceiling.
+// raiseCeiling renews this run's greeting if an incarnation comes near the ceiling that it has
+// announced.
 func (m *Mesh) raiseCeiling(incarnation uint32) {
 	m.mu.Lock()
-	near := incarnation > m.hello.Ceiling-ceilingStep/2
+	near := incarnation > m.announced.Ceiling-ceilingStep/2
 	if near {
-		m.hello.Ceiling = min(incarnation, math.MaxUint32-ceilingStep) + ceilingStep
+		m.hello.Ceiling = max(m.hello.Ceiling, min(incarnation, math.MaxUint32-ceilingStep)+ceilingStep)
 	}
 	m.mu.Unlock()
 	if near && m.running() {
@@ -172,8 +175,52 @@ func (m *Mesh) raiseCeiling(incarnation uint32) {
 	}
 }
 
-// renewHello announces this run's changed greeting.
-func (m *Mesh) renewHello() { go m.list.UpdateNode(updateTimeout) } //nolint:errcheck // gossip repeats it
+// renewHello has this run's changed greeting announced. It does not block.
+func (m *Mesh) renewHello() {
+	select {
+	case m.renewal <- struct{}{}:
+	default:
+	}
+}
+
+// renewPause is the shortest time between two greetings of one run. Without it, a liar whose suspicions
+// follow the ceiling would raise it to the top soon.
+const renewPause = time.Second
+
+// renew announces this run's changed greetings until ctx ends.
+func (m *Mesh) renew(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.renewal:
+		}
+		_ = m.list.UpdateNode(updateTimeout) // gossip repeats it
+		m.mu.Lock()
+		lost := m.announced.Ceiling < m.hello.Ceiling || m.announced.V4 != m.hello.V4 // memberlist drops it if it refutes something meanwhile
+		m.mu.Unlock()
+		if lost {
+			m.renewHello()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(renewPause):
+		}
+	}
+}
+
+// greeted notes the greeting with which memberlist announces this run from now on.
+func (m *Mesh) greeted(meta []byte) {
+	var w helloWire
+	var h hello
+	if decoding.Unmarshal(meta, &w) != nil || decoding.Unmarshal(w.Content, &h) != nil {
+		return // only our own greetings come here
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.announced = h
+}
 
 // addressOf returns the address of a node of memberlist.
 func addressOf(n *memberlist.Node) netip.AddrPort {

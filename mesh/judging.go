@@ -30,7 +30,7 @@ func (r rules) Ceiling(run string) (uint32, bool) {
 	if run == r.m.name {
 		r.m.mu.Lock()
 		defer r.m.mu.Unlock()
-		return r.m.hello.Ceiling - refutable, true
+		return r.m.announced.Ceiling - refutable, true
 	}
 	ceiling, ok := r.m.verified.ceiling(run)
 	return ceiling - refutable, ok && ceiling >= refutable

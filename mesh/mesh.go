@@ -108,6 +108,7 @@ type Mesh struct {
 	peers      map[peer.ID]*known
 	targets    map[string]*target
 	hello      hello
+	announced  hello // the greeting that memberlist announces: hello, or an earlier one
 	farewell   peer.State
 	refuted    time.Time   // when we last refuted a newer record of this peer
 	later      *time.Timer // runs a refutation that is pending
@@ -118,6 +119,7 @@ type Mesh struct {
 	rejected   time.Time  // when a rejection was last logged
 	copied     chan error // receives the error if an older host has our identity
 
+	renewal  chan struct{} // wakes renew
 	members  members
 	verified verified
 	budget   budget
@@ -159,6 +161,8 @@ func New(cfg Config) (*Mesh, error) {
 		peers:      map[peer.ID]*known{},
 		targets:    map[string]*target{},
 		hello:      hello{Version: Version, V4: cfg.Universe.V4, Certificate: cfg.Certificate, Ceiling: ceilingStep},
+		announced:  hello{Ceiling: ceilingStep},
+		renewal:    make(chan struct{}, 1),
 		farewell:   peer.Stopped,
 		nonce:      rand.Uint32(),
 		pending:    map[uint64]chan reply{},
@@ -249,6 +253,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	close(m.started)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.prove(ctx) })
+	group.Go(func() error { return m.renew(ctx) })
 	group.Go(func() error { return m.exchange(ctx) })
 	group.Go(func() error { return m.remember(ctx) })
 	group.Go(func() error { return m.consume(ctx) })
