@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,9 +70,15 @@ type Transport struct {
 // waiting holds packets for a run that has no session yet.
 type waiting struct {
 	to      memberlist.Address
-	packets [][]byte
+	packets []late
 	dialing bool
 	pace    pace
+}
+
+// late is a packet that waits, and since when.
+type late struct {
+	content []byte
+	since   time.Time
 }
 
 const (
@@ -228,18 +235,19 @@ func (t *Transport) wait(a memberlist.Address, b []byte) {
 	w := t.waiting[a.Name]
 	if w == nil {
 		for run, w := range t.waiting { // runs that ended while a few packets were still sent to them
-			if len(t.waiting) >= manyWaiting && !w.dialing && len(w.packets) == 0 {
+			if len(t.waiting) >= manyWaiting && !w.dialing && len(current(w.packets, time.Now())) == 0 {
 				delete(t.waiting, run)
 			}
 		}
 		w = &waiting{}
 		t.waiting[a.Name] = w
 	}
+	now := time.Now()
 	w.to = a
-	if len(w.packets) < maxWaiting {
-		w.packets = append(w.packets, append([]byte(nil), b...))
+	if w.packets = current(w.packets, now); len(w.packets) < maxWaiting {
+		w.packets = append(w.packets, late{append([]byte(nil), b...), now})
 	}
-	if w.dialing || !w.pace.allow(time.Now(), dialInterval) {
+	if w.dialing || !w.pace.allow(now, dialInterval) {
 		return
 	}
 	w.dialing = true
@@ -257,6 +265,12 @@ func (t *Transport) wait(a memberlist.Address, b []byte) {
 	}()
 }
 
+// current leaves out the packets that have waited for longer than a dial takes. Nobody may dial again until
+// the network works again, and by then what they say is no longer true.
+func current(packets []late, now time.Time) []late {
+	return slices.DeleteFunc(packets, func(p late) bool { return now.Sub(p.since) > proofTimeout })
+}
+
 // flush sends the packets that waited for a session with a run.
 func (t *Transport) flush(run string) {
 	k := t.table.to(run)
@@ -269,11 +283,11 @@ func (t *Transport) flush(run string) {
 		t.mu.Unlock()
 		return
 	}
-	a, packets := w.to, w.packets
+	a, packets := w.to, current(w.packets, time.Now())
 	w.packets = nil
 	t.mu.Unlock()
-	for _, b := range packets {
-		if packet, err := k.seal(b); err == nil {
+	for _, p := range packets {
+		if packet, err := k.seal(p.content); err == nil {
 			_, _ = t.cfg.Network.WriteTo(packet, t.routes.to(a)) // a packet may be lost
 		}
 	}
