@@ -122,6 +122,7 @@ type Mesh struct {
 	renewal  chan struct{} // wakes renew
 	members  members
 	verified verified
+	doubts   doubts
 	budget   budget
 
 	proof proof      // which runs are alive, and whether our identity is unique

@@ -104,6 +104,10 @@ func (h *host) Left(run string) bool {
 
 func (h *host) Told(uint32) {}
 
+func (h *host) Doubted(string, uint32)   {}
+func (h *host) Refuted(string, uint32)   {}
+func (h *host) Excused(_, _ string) bool { return false }
+
 func (h *host) Accuse(liar, about, _ string) {
 	h.village.mu.Lock()
 	defer h.village.mu.Unlock()

@@ -55,6 +55,13 @@ type Rules interface {
 	// Left reports whether the run's own signed record says that it stopped or left. For our run
 	// it must be true before memberlist's Leave is called.
 	Left(run string) bool
+	// Doubted is called with each suspicion of a run that this host passes on or receives, Refuted with each
+	// later announcement of the run.
+	Doubted(run string, incarnation uint32)
+	Refuted(run string, incarnation uint32)
+	// Excused reports whether an honest sender may declare a run dead that lives, since a network that was
+	// cut left suspicions unanswered for a while.
+	Excused(sender, run string) bool
 	// Accuse is called when liar said something about a run that it knew to be false.
 	Accuse(liar, about string, what string)
 }
@@ -98,7 +105,7 @@ func (j *Judge) Packet(sender string, packet []byte) ([]byte, bool) {
 	return out, out != nil
 }
 
-// Sent notes the pings in a packet that memberlist sends to a run, so that the answers count. Call
+// Sent notes the pings and the suspicions in a packet that memberlist sends to a run, so that the answers count. Call
 // it before the packet is sent, and also if sending fails: memberlist then repeats the ping on a
 // stream, with the same number.
 func (j *Judge) Sent(to string, packet []byte) {
@@ -122,6 +129,10 @@ func (j *Judge) Sent(to string, packet []byte) {
 		case indirectPingMsg:
 			if p, err := decode[indirectPing](part[1:]); err == nil {
 				j.ask(question{to, p.SeqNo}, indirect)
+			}
+		case suspectMsg:
+			if s, err := decode[suspect](part[1:]); err == nil {
+				j.rules.Doubted(s.Node, s.Incarnation)
 			}
 		}
 	}

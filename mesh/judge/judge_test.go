@@ -19,8 +19,9 @@ import (
 // town is a set of rules: our run is "me", the known runs promise incarnations up to 10. Metadata
 // reads "signed NAME CEILING".
 type town struct {
-	known []string
-	left  []string
+	known   []string
+	left    []string
+	excused []string
 
 	mu      sync.Mutex
 	accused []string
@@ -47,6 +48,10 @@ func (t *town) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16)
 func (t *town) Left(run string) bool { return slices.Contains(t.left, run) }
 
 func (t *town) Told(uint32) {}
+
+func (t *town) Doubted(string, uint32)     {}
+func (t *town) Refuted(string, uint32)     {}
+func (t *town) Excused(_, run string) bool { return slices.Contains(t.excused, run) }
 
 func (t *town) Accuse(liar, about, what string) {
 	t.mu.Lock()
@@ -255,6 +260,13 @@ func TestVerdictsOnLivingRunsAreAccusedOnce(t *testing.T) {
 	j.Alive("b")
 	expect("after a verdict on a run that left")
 
+	rules.left, rules.excused = nil, []string{"b", "me"}
+	declare("a", 4)
+	j.Packet("a", message(deadMsg, &dead{4, "me", "a"}))
+	j.Alive("b")
+	expect("after verdicts on runs that answered no suspicion")
+
+	rules.excused = nil
 	for range 2 {
 		j.Packet("a", message(deadMsg, &dead{5, "me", "a"}))
 	}
