@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"errors"
 	"io"
 	"log"
 	"strings"
@@ -29,11 +30,22 @@ func older(t *testing.T, n *meshtest.Network, i int, key []byte) *memberlist.Mem
 	conf := memberlist.DefaultLANConfig()
 	conf.Name, conf.Transport, conf.Keyring = idOf(i).String()+"-01", n.Join(address(i)), ring
 	conf.AdvertiseAddr, conf.AdvertisePort, conf.Logger = address(i).Addr().String(), Port, log.New(io.Discard, "", 0)
+	conf.Alive = olderGate{}
 	list, err := memberlist.Create(conf)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return list
+}
+
+// olderGate refuses other versions by their greetings, as an older agent does. Its own greeting is empty.
+type olderGate struct{}
+
+func (olderGate) NotifyAlive(n *memberlist.Node) error {
+	if len(n.Meta) > 0 {
+		return errors.New("another version")
+	}
+	return nil
 }
 
 // A host of an older version and one of today tell each other's operators to upgrade. Neither joins the other.
