@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -86,12 +87,29 @@ func (m *Mesh) hear(s *session.Stream) {
 // answer handles a stream that another host opened for a request.
 func (m *Mesh) answer(ctx context.Context, s *session.Stream) {
 	_ = s.SetDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the read
-	e, err := readEnvelope(s)
+	h := &held{Stream: &session.Stream{Conn: s.Conn, Peer: s.Peer}, budget: &m.budget, free: smallRequest}
+	s.Conn = giving{s.Conn, h}
+	e, err := readEnvelope(h)
 	if err != nil || e.Kind != kindRequest || !m.running() {
 		s.Close()
 		return
 	}
 	m.serve(ctx, e.Payload, s)
+}
+
+// smallRequest is the size up to which a request does not count in the budget of its peer. So peers that use
+// up the budget of all do not keep others from being served: the number of streams is bounded.
+const smallRequest = 64 << 10
+
+// giving is the stream of a request, which is held in memory until the stream is closed.
+type giving struct {
+	net.Conn
+	held *held
+}
+
+func (g giving) Close() error {
+	g.held.give()
+	return g.Conn.Close()
 }
 
 var errNoStream = errors.New("the request did not arrive on a stream that waits for its reply")

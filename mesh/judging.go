@@ -7,7 +7,6 @@ import (
 	"math"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"weft/mesh/judge"
@@ -118,16 +117,18 @@ type judged struct {
 	read    bool
 	message []byte
 	err     error
-	held    int
+	held    *held
 }
 
-func (m *Mesh) judged(s *session.Stream) net.Conn { return &judged{Stream: s, m: m} }
+func (m *Mesh) judged(s *session.Stream) net.Conn {
+	return &judged{Stream: s, m: m, held: &held{Stream: s, budget: &m.budget}}
+}
 
 func (j *judged) Read(p []byte) (int, error) {
 	if !j.read {
 		j.read = true
 		j.m.lives(j.Peer.Run)
-		j.message, j.err = j.m.judge.Stream(j.Peer.Run, held{j}, maxStream)
+		j.message, j.err = j.m.judge.Stream(j.Peer.Run, j.held, maxStream)
 	}
 	switch {
 	case j.err != nil:
@@ -141,61 +142,8 @@ func (j *judged) Read(p []byte) (int, error) {
 }
 
 func (j *judged) Close() error {
-	j.m.budget.give(j.Peer.ID, j.held)
-	j.held = 0
+	j.held.give()
 	return j.Stream.Close()
-}
-
-// held reads a stream within the budget of its peer.
-type held struct{ j *judged }
-
-func (h held) Read(p []byte) (int, error) {
-	n, err := h.j.Stream.Read(p)
-	if e := h.j.m.budget.take(h.j.Peer.ID, n); e != nil {
-		return 0, e
-	}
-	h.j.held += n
-	return n, err
-}
-
-// budget bounds the bytes of all messages that are being read from streams, in total and per peer. A
-// member is proven, but may still send without end. It is safe for concurrent use.
-type budget struct {
-	mu    sync.Mutex
-	total int
-	of    map[peer.ID]int
-}
-
-const (
-	maxHeld     = 24 << 20
-	maxHeldPeer = 10 << 20
-)
-
-var errBudget = errors.New("too many bytes at once from this peer")
-
-func (b *budget) take(id peer.ID, n int) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.total+n > maxHeld || b.of[id]+n > maxHeldPeer {
-		return errBudget
-	}
-	if b.of == nil {
-		b.of = map[peer.ID]int{}
-	}
-	b.total, b.of[id] = b.total+n, b.of[id]+n
-	return nil
-}
-
-func (b *budget) give(id peer.ID, n int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if n == 0 { // a stream from which nothing was read, perhaps the first one of all
-		return
-	}
-	b.total -= n
-	if b.of[id] -= n; b.of[id] <= 0 {
-		delete(b.of, id)
-	}
 }
 
 const updateTimeout = time.Second
