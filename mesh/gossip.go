@@ -124,10 +124,27 @@ func (d delegate) NodeMeta(int) []byte {
 // NotifyMsg must not block memberlist: it drops messages that do not fit into the inbox. Push/pull
 // or the sender's deadline makes up for them.
 func (d delegate) NotifyMsg(data []byte) {
+	big := bigMessage(data)
+	if big > 0 && d.m.queued.Add(big) > maxQueued {
+		d.m.queued.Add(-big)
+		return
+	}
 	select {
 	case d.m.inbox <- append([]byte(nil), data...):
 	default:
+		d.m.queued.Add(-big)
 	}
+}
+
+// maxQueued bounds the bytes of large messages in the inbox. Small ones are bounded by their number.
+const maxQueued = 2 * maxStream
+
+// bigMessage returns the bytes of a message that cannot have come in a packet, otherwise 0.
+func bigMessage(data []byte) int64 {
+	if len(data) <= 64<<10 {
+		return 0
+	}
+	return int64(len(data))
 }
 
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
@@ -181,6 +198,7 @@ func (m *Mesh) consume(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case data := <-m.inbox:
+			m.queued.Add(-bigMessage(data))
 			m.receive(ctx, data)
 		}
 	}

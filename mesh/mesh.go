@@ -23,6 +23,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -100,6 +101,7 @@ type Mesh struct {
 	judge     *judge.Judge
 	queue     *memberlist.TransmitLimitedQueue
 	inbox     chan []byte
+	queued    atomic.Int64 // bytes of large messages in inbox
 	started   chan struct{}
 	replicas  map[string]Replica
 	handlers  map[string]Handler
