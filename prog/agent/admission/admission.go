@@ -39,6 +39,9 @@ const (
 // Join asks the targets until one admits this host, all refuse it, or ctx ends. It does nothing if this
 // host has no token, or is a member already.
 func Join(ctx context.Context, cfg Config) error {
+	if _, err := statedir.ReadMembership(cfg.Dir); err == nil { // perhaps an earlier start ended before it removed the token
+		return statedir.ForgetInvitation(cfg.Dir)
+	}
 	token, err := statedir.Invitation(cfg.Dir)
 	if err != nil || token == nil {
 		return err

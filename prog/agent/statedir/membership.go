@@ -62,8 +62,11 @@ func WriteMembership(dir string, m Membership) error {
 	if err != nil {
 		return fmt.Errorf("membership: %w", err)
 	}
-	return removeIfThere(filepath.Join(dir, InvitationFile))
+	return ForgetInvitation(dir)
 }
+
+// ForgetInvitation removes the token with which this host should join, if there is one.
+func ForgetInvitation(dir string) error { return removeIfThere(filepath.Join(dir, InvitationFile)) }
 
 // Invitation returns the token with which this host shall join; nil if there is none.
 func Invitation(dir string) (*member.Token, error) {
