@@ -1,6 +1,7 @@
 package session
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -17,7 +18,10 @@ const (
 	maxStreams      = 256      // in total
 	maxStreamSource = 32       // from one source
 	maxUnproven     = 12 << 10 // bytes read from one stream
-	proofTimeout    = 5 * time.Second
+	// maxRecord bounds one TLS record: crypto/tls makes room for the whole record at once. It is larger than
+	// the records that an honest host sends right after its proof, which may be read together with it.
+	maxRecord    = 8 << 10
+	proofTimeout = 5 * time.Second
 
 	maxOpen = 128 // streams of one proven peer at once
 )
@@ -43,6 +47,34 @@ type guest struct {
 	source netip.Addr
 	left   int
 	proven bool // set by the goroutine that reads, once the proof is complete
+	record records
+}
+
+// records follows the records of TLS in a stream (RFC 8446, section 5.1).
+type records struct {
+	head [5]byte
+	have int // bytes of head
+	body int // bytes of the record that are still to come
+}
+
+// long reports whether the next bytes of a stream contain the head of a record that is longer than maxRecord.
+func (r *records) long(p []byte) bool {
+	for len(p) > 0 {
+		if r.body > 0 {
+			n := min(r.body, len(p))
+			r.body, p = r.body-n, p[n:]
+			continue
+		}
+		n := copy(r.head[r.have:], p)
+		r.have, p = r.have+n, p[n:]
+		if r.have == len(r.head) {
+			r.have, r.body = 0, int(binary.BigEndian.Uint16(r.head[3:]))
+			if r.body > maxRecord {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (g *guest) Read(p []byte) (int, error) {
@@ -54,6 +86,9 @@ func (g *guest) Read(p []byte) (int, error) {
 	}
 	n, err := g.Conn.Read(p[:min(len(p), g.left)])
 	g.left -= n
+	if g.record.long(p[:n]) {
+		return 0, errTooMuch
+	}
 	return n, err
 }
 

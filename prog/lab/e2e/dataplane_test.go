@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -328,12 +330,33 @@ func TestOverlayWorksOnUnderlayOfOneFamily(t *testing.T) {
 	}
 }
 
-// Twenty hosts with a container each fit on a small machine. Launched at once, they agree on a ring
-// within seconds and all connect.
+// Twenty hosts with a container each fit on a small machine. Launched at once, with only a password in
+// common, they agree on a ring within seconds and all connect.
 func TestTwentyHostsFormOneRing(t *testing.T) {
-	l := labtest.New(t, lab.Options{Hosts: 20, Containers: 1, Together: true})
+	l := bare(t, 20)
+	var launches errgroup.Group
+	for _, h := range l.Hosts() {
+		command := []string{"env", "WEFT_PASSWORD=correct horse battery", "weft", "launch", "--cluster", "rack7"}
+		for _, other := range l.Hosts() {
+			addr, err := l.UnderlayAddr(other)
+			if err != nil {
+				t.Fatal(err)
+			}
+			command = append(command, addr.String())
+		}
+		launches.Go(func() error {
+			_, err := l.Exec(t.Context(), h, nil, command...)
+			return err
+		})
+	}
+	if err := launches.Wait(); err != nil {
+		t.Fatal(err)
+	}
 	for _, h := range l.Hosts() {
 		founded(t, l, h, 15*time.Second)
+		if _, err := l.Plug(t.Context(), h+"/c1"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	established(t, l)
 	for _, h := range l.Hosts() { // the ring may still be spreading when the last host is ready
