@@ -114,6 +114,8 @@ const (
 	maxSessions = 3  // per run: packets of an older session may still be on their way
 	maxFresh    = 32 // per run, while they are younger than lastWord
 	maxRuns     = 8  // per peer: twins, and runs that crashed
+	// maxKept is for all peers together: a member that may admit others can invent peers.
+	maxKept = 1 << 14
 )
 
 // table has the sessions of all runs.
@@ -159,9 +161,9 @@ func (t *table) install(k *keys) {
 	if t.byIndex[k.index] != k {
 		return // dropped meanwhile
 	}
-	runs, earlier := 0, false
+	runs, earlier, prefix := 0, false, k.peer.String()+"-"
 	for run, list := range t.byRun {
-		if run == k.run || !strings.HasPrefix(run, k.peer.String()+"-") {
+		if run == k.run || !strings.HasPrefix(run, prefix) {
 			continue
 		}
 		if runs++; runs >= maxRuns {
@@ -190,6 +192,14 @@ func (t *table) install(k *keys) {
 		list = slices.Delete(list, 0, 1)
 	}
 	t.byRun[k.run] = list
+	for run := range t.byRun { // in random order, and most runs are invented; the others get new keys soon
+		if len(t.byIndex) <= maxKept {
+			break
+		}
+		if run != k.run {
+			t.drop(run)
+		}
+	}
 }
 
 func (k *keys) doubt() {
