@@ -61,6 +61,9 @@ type Pairs struct {
 
 const requestPair = "pair"
 
+// maxKeys is the number of keys above which those of unknown peers are dropped: as many as there can be peers.
+const maxKeys = 1 << 12
+
 // New returns Pairs with the stored keys.
 func New(cfg Config) (*Pairs, error) {
 	p := &Pairs{cfg: cfg, keys: map[peer.ID][32]byte{}, offered: map[peer.ID]bool{}}
@@ -113,6 +116,13 @@ func (p *Pairs) set(id peer.ID, key [32]byte) error {
 		return nil
 	}
 	next := maps.Clone(p.keys)
+	if len(next) >= maxKeys { // peers that were forgotten; one that returns gets another key
+		others := map[peer.ID]bool{}
+		for _, other := range p.cfg.Mesh.Others() {
+			others[other] = true
+		}
+		maps.DeleteFunc(next, func(other peer.ID, _ [32]byte) bool { return !others[other] })
+	}
 	next[id] = key
 	stored := map[string][]byte{}
 	for id, key := range next {

@@ -1,8 +1,10 @@
 package pairs
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"maps"
@@ -185,4 +187,33 @@ func TestAKeyCountsOnceBothHaveIt(t *testing.T) {
 			t.Error("a key of the peer with the higher id was accepted, want it refused")
 		}
 	})
+}
+
+// Ever new peers give keys. The stored keys are bounded, and those of present peers stay.
+func TestKeysOfForgottenPeersAreDropped(t *testing.T) {
+	w, d := &town{hosts: map[peer.ID]*Pairs{}, holders: map[peer.ID]bool{}}, &disk{}
+	self := peer.ID{255, 255}
+	p, err := New(Config{Self: self, Mesh: view{w, self}, Store: d, Random: rand.Reader, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	present := peer.ID{1}
+	w.hosts[present] = nil
+	if _, err := p.serve(t.Context(), present, bytes.Repeat([]byte{7}, 32)); err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	for i := range uint32(maxKeys) {
+		var id peer.ID
+		binary.BigEndian.PutUint32(id[4:], i)
+		p.keys[id] = [32]byte{1}
+	}
+	p.mu.Unlock()
+	last := peer.ID{2}
+	if _, err := p.serve(t.Context(), last, bytes.Repeat([]byte{8}, 32)); err != nil {
+		t.Fatal(err)
+	}
+	if len(d.keys) != 2 || p.Key(present)[0] != 7 || p.Key(last)[0] != 8 {
+		t.Errorf("%d keys are stored, want those of the present peer and of the new one", len(d.keys))
+	}
 }
