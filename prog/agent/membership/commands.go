@@ -98,8 +98,14 @@ func (m *Membership) RevokeToken(_ context.Context, req api.RevokeRequest) (r ap
 }
 
 func (m *Membership) find(name string) (found member.TokenID, err error) {
-	for _, t := range m.Ledger().Tokens() {
-		if t.Name != name && (len(name) < 4 || !strings.HasPrefix(t.ID.Name(), strings.ToLower(name))) {
+	tokens, lower := m.Ledger().Tokens(), strings.ToLower(name)
+	for _, t := range tokens { // whatever names other tokens have
+		if lower == t.ID.String() || lower == t.ID.Name() {
+			return t.ID, nil
+		}
+	}
+	for _, t := range tokens {
+		if t.Name != name && (len(name) < 4 || !strings.HasPrefix(t.ID.Name(), lower)) {
 			continue
 		}
 		if !found.IsZero() {

@@ -370,3 +370,18 @@ func TestAnAdmitterCannotSilenceAHolder(t *testing.T) {
 		}
 	})
 }
+
+// A token has the id of another one as its name. The other one can still be revoked.
+func TestATokenIsRevokedByItsID(t *testing.T) {
+	h := newHost(t, 1, member.Holder)
+	token, _ := create(t, h, api.TokenRequest{TTL: 60, Uses: 1})
+	create(t, h, api.TokenRequest{TTL: 60, Uses: 1, Name: token.ID().String()})
+	if _, err := h.RevokeToken(t.Context(), api.RevokeRequest{Token: token.ID().String()}); err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range h.Ledger().Tokens() {
+		if other.Revoked != (other.ID == token.ID()) {
+			t.Errorf("token %v is revoked: %v, want only the one with that id", other.ID, other.Revoked)
+		}
+	}
+}
