@@ -279,7 +279,7 @@ func (g gate) NotifyAlive(n *memberlist.Node) error {
 		return fmt.Errorf("mesh: %v is not a peer: its name of %d bytes is invalid, or its greeting of %d bytes is too long", n.Addr, len(n.Name), len(n.Meta))
 	}
 	if !g.m.members.room(n.Name) {
-		return fmt.Errorf("mesh: %v: refused: the mesh already has %d members", n.Addr, maxPeers)
+		return fmt.Errorf("mesh: %v: refused: the mesh already has %d members, or this peer has %d runs of its agent", n.Addr, maxPeers, maxRunsOf)
 	}
 	return g.belongs(n)
 }

@@ -19,6 +19,7 @@ import (
 type members struct {
 	mu    sync.Mutex
 	nodes map[string]*memberlist.Node
+	runs  map[string]int // by peer: the number of its runs in nodes
 }
 
 // join stores a copy of n. memberlist holds its lock meanwhile.
@@ -26,7 +27,10 @@ func (l *members) join(n *memberlist.Node) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.nodes == nil {
-		l.nodes = map[string]*memberlist.Node{}
+		l.nodes, l.runs = map[string]*memberlist.Node{}, map[string]int{}
+	}
+	if id, _, _ := strings.Cut(n.Name, "-"); l.nodes[n.Name] == nil {
+		l.runs[id]++
 	}
 	kept := *n
 	l.nodes[n.Name] = &kept
@@ -35,7 +39,14 @@ func (l *members) join(n *memberlist.Node) {
 func (l *members) leave(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.nodes[name] == nil {
+		return
+	}
 	delete(l.nodes, name)
+	id, _, _ := strings.Cut(name, "-")
+	if l.runs[id]--; l.runs[id] == 0 {
+		delete(l.runs, id)
+	}
 }
 
 // named returns the run with a name, or nil.
@@ -45,11 +56,19 @@ func (l *members) named(name string) *memberlist.Node {
 	return l.nodes[name]
 }
 
+// maxRunsOf bounds the runs of one peer. A peer can announce any number of them at once; one that crashes
+// again and again has some that others do not know to have ended.
+const maxRunsOf = 32
+
 // room reports whether a run is known already, or whether there is room for it.
 func (l *members) room(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.nodes[name] != nil || len(l.nodes) < maxPeers
+	if l.nodes[name] != nil {
+		return true
+	}
+	id, _, _ := strings.Cut(name, "-")
+	return len(l.nodes) < maxPeers && l.runs[id] < maxRunsOf
 }
 
 // of returns the runs of one peer.

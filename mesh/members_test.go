@@ -6,6 +6,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/memberlist"
+
 	"weft/mesh/meshtest"
 	"weft/mesh/meshtest/eventually"
 )
@@ -44,4 +46,35 @@ func TestMembersAreCopiesOfMemberlistNodes(t *testing.T) {
 		eventually.True(t, 10*time.Second, "the third host is connected again", func() bool { return len(a.members.shuffled()) == 2 && same() })
 		s.end(a, b, again)
 	})
+}
+
+// A peer announces many runs of its agent at once. There is still room for other peers, and for new runs of
+// the peer once earlier ones have ended.
+func TestRunsOfOnePeerLeaveRoomForOthers(t *testing.T) {
+	m := still(t, 1)
+	announce := func(i int) (name string, accepted bool) {
+		name = nodeName(idOf(i), time.Now())
+		n := &memberlist.Node{Name: name, Addr: address(i).Addr().AsSlice(), Port: Port, Meta: greeting(identity(i), name, address(i))}
+		if accepted = (gate{m}).NotifyAlive(n) == nil; accepted {
+			events{m}.NotifyJoin(n)
+		}
+		return name, accepted
+	}
+	first, _ := announce(9)
+	accepted := 1
+	for range 2 * maxRunsOf {
+		if _, ok := announce(9); ok {
+			accepted++
+		}
+	}
+	if accepted != maxRunsOf {
+		t.Errorf("%d runs of one peer were accepted, want maxRunsOf", accepted)
+	}
+	if _, ok := announce(2); !ok {
+		t.Error("another peer was refused, want it accepted")
+	}
+	events{m}.NotifyLeave(&memberlist.Node{Name: first})
+	if _, ok := announce(9); !ok {
+		t.Error("after one of its runs has ended, a new run of the peer was refused; want it accepted")
+	}
 }
