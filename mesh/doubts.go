@@ -6,93 +6,54 @@ import (
 	"time"
 )
 
-// doubts remembers which runs left suspicions unanswered. In a network that was cut, honest peers declare
-// dead what lives, and their verdicts still arrive after the cut. A run that others only lie about refutes
-// each suspicion at once. It is safe for concurrent use.
+// doubts remembers who suspected others lately. In a network that was cut, honest peers declare dead what
+// lives, and some of their verdicts arrive after the cut. Such verdicts follow suspicions, by their author
+// or by others: those of a liar in a quiet network do not. It is safe for concurrent use.
 type doubts struct {
 	mu sync.Mutex
-	of map[string]doubt
+	of map[string]doubt // by the run that suspects
 }
 
-// doubt is the first suspicion of a run that it has not answered, and when it last ended a long doubt.
-type doubt struct {
-	open        bool
-	since       time.Time
-	incarnation uint32
-	ended       time.Time
-}
+// doubt is the time in which a run suspected others.
+type doubt struct{ first, last time.Time }
 
 const (
-	longDoubt  = 2 * time.Second  // an honest peer suspects a run for 4 s or more before it declares it dead
-	afterDoubt = 15 * time.Second // for how long verdicts of the time of the doubt may arrive
+	// honestWait is less than the time between a suspicion of memberlist and the verdict, which is 4 s or more.
+	honestWait = 2 * time.Second
+	// doubtLife is how long after a suspicion verdicts are excused, and after how long it is forgotten.
+	doubtLife = 30 * time.Second
+	maxDoubts = 256
 )
 
-func (d *doubts) suspected(run string, incarnation uint32, now time.Time) {
+// suspected notes a suspicion by a run.
+func (d *doubts) suspected(by string, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	have, known := d.of[run]
-	if have.open {
-		return
+	have, known := d.of[by]
+	if !known || now.Sub(have.last) > doubtLife {
+		have.first = now
 	}
+	have.last = now
 	if d.of == nil {
 		d.of = map[string]doubt{}
 	}
-	if !known && len(d.of) >= maxPeers {
-		maps.DeleteFunc(d.of, func(_ string, o doubt) bool { return !o.open || now.Sub(o.since) > forgetAfter })
+	if !known && len(d.of) >= maxDoubts {
+		maps.DeleteFunc(d.of, func(_ string, o doubt) bool { return now.Sub(o.last) > doubtLife })
 	}
-	if known || len(d.of) < maxPeers {
-		d.of[run] = doubt{open: true, since: now, incarnation: incarnation, ended: have.ended}
+	if known || len(d.of) < maxDoubts {
+		d.of[by] = have
 	}
 }
 
-func (d *doubts) refuted(run string, incarnation uint32, now time.Time) {
+// excuse reports whether a run may honestly declare another one dead that lives: it has suspected somebody for
+// a while, or others suspect somebody too.
+func (d *doubts) excuse(sender string, now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if have := d.of[run]; have.open && incarnation > have.incarnation {
-		d.end(run, have, now)
-	}
-}
-
-// answered notes that a run was heard.
-func (d *doubts) answered(run string, now time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if have := d.of[run]; have.open {
-		d.end(run, have, now)
-	}
-}
-
-// end ends a doubt. The caller holds the lock.
-func (d *doubts) end(run string, have doubt, now time.Time) {
-	if now.Sub(have.since) >= longDoubt {
-		have.ended = now
-	}
-	if have.open = false; now.Sub(have.ended) > afterDoubt {
-		delete(d.of, run)
-		return
-	}
-	d.of[run] = have
-}
-
-// excuse reports whether a run left suspicions unanswered for long.
-func (d *doubts) excuse(run string, now time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.of[run].long(now)
-}
-
-// excuseAny reports whether any run did.
-func (d *doubts) excuseAny(now time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, o := range d.of {
-		if o.long(now) {
+	for by, o := range d.of {
+		if now.Sub(o.last) <= doubtLife && (by != sender || now.Sub(o.first) >= honestWait) {
 			return true
 		}
 	}
 	return false
-}
-
-func (o doubt) long(now time.Time) bool {
-	return o.open && now.Sub(o.since) >= longDoubt || !o.ended.IsZero() && now.Sub(o.ended) <= afterDoubt
 }

@@ -63,23 +63,9 @@ func (r rules) Left(run string) bool {
 
 func (r rules) Told(incarnation uint32) { r.m.raiseCeiling(incarnation) }
 
-func (r rules) Doubted(run string, incarnation uint32) {
-	r.m.doubts.suspected(run, incarnation, time.Now())
-}
+func (r rules) Doubted(by string) { r.m.doubts.suspected(by, time.Now()) }
 
-func (r rules) Refuted(run string, incarnation uint32) {
-	r.m.doubts.refuted(run, incarnation, time.Now())
-}
-
-// Excused excuses a sender that was cut off from this host, or that was cut off from the run together with
-// this host. If the run is ours, this host was perhaps cut off alone, and suspects whom it probed first.
-func (r rules) Excused(sender, run string) bool {
-	now := time.Now()
-	if run == r.m.name {
-		return r.m.doubts.excuseAny(now)
-	}
-	return r.m.doubts.excuse(sender, now) || r.m.doubts.excuse(run, now)
-}
+func (r rules) Excused(sender string) bool { return r.m.doubts.excuse(sender, time.Now()) }
 
 // Accuse names a peer that reported something false. Its session has proved that it is this peer. What a
 // peer says falsely of itself is a greeting that this host cannot read.
@@ -97,15 +83,9 @@ func (r rules) Accuse(liar, about, what string) {
 	r.m.reject(addr, reason)
 }
 
-// lives notes that a run sent something in a session.
-func (m *Mesh) lives(run string) {
-	m.judge.Alive(run)
-	m.doubts.answered(run, time.Now())
-}
-
 // judgePacket returns what memberlist may see of a packet.
 func (m *Mesh) judgePacket(from session.Peer, content []byte) []byte {
-	m.lives(from.Run)
+	m.judge.Alive(from.Run)
 	out, _ := m.judge.Packet(from.Run, content)
 	return out
 }
@@ -127,7 +107,7 @@ func (m *Mesh) judged(s *session.Stream) net.Conn {
 func (j *judged) Read(p []byte) (int, error) {
 	if !j.read {
 		j.read = true
-		j.m.lives(j.Peer.Run)
+		j.m.judge.Alive(j.Peer.Run)
 		j.message, j.err = j.m.judge.Stream(j.Peer.Run, j.held, maxStream)
 	}
 	switch {

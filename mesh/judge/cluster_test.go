@@ -104,9 +104,8 @@ func (h *host) Left(run string) bool {
 
 func (h *host) Told(uint32) {}
 
-func (h *host) Doubted(string, uint32)   {}
-func (h *host) Refuted(string, uint32)   {}
-func (h *host) Excused(_, _ string) bool { return false }
+func (h *host) Doubted(string)      {}
+func (h *host) Excused(string) bool { return false }
 
 func (h *host) Accuse(liar, about, _ string) {
 	h.village.mu.Lock()

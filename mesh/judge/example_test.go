@@ -16,10 +16,9 @@ func (rules) Ceiling(string) (uint32, bool) { return 10, true }
 func (rules) CeilingIn([]byte, string, netip.Addr, uint16) (uint32, error) {
 	return 10, nil
 }
-func (rules) Told(uint32)              {}
-func (rules) Doubted(string, uint32)   {}
-func (rules) Refuted(string, uint32)   {}
-func (rules) Excused(_, _ string) bool { return false }
+func (rules) Told(uint32)         {}
+func (rules) Doubted(string)      {}
+func (rules) Excused(string) bool { return false }
 
 func (rules) Accuse(liar, about, what string) { fmt.Println(liar, "lied about", about+":", what) }
 

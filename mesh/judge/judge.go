@@ -55,13 +55,11 @@ type Rules interface {
 	// Left reports whether the run's own signed record says that it stopped or left. For our run
 	// it must be true before memberlist's Leave is called.
 	Left(run string) bool
-	// Doubted is called with each suspicion of a run that this host passes on or receives, Refuted with each
-	// later announcement of the run.
-	Doubted(run string, incarnation uint32)
-	Refuted(run string, incarnation uint32)
-	// Excused reports whether an honest sender may declare a run dead that lives, since a network that was
-	// cut left suspicions unanswered for a while.
-	Excused(sender, run string) bool
+	// Doubted is called with the author of each suspicion that this host sends or receives.
+	Doubted(by string)
+	// Excused reports whether an honest sender may declare a run dead that lives, as in a network that was
+	// cut.
+	Excused(sender string) bool
 	// Accuse is called when liar said something about a run that it knew to be false.
 	Accuse(liar, about string, what string)
 }
@@ -132,7 +130,7 @@ func (j *Judge) Sent(to string, packet []byte) {
 			}
 		case suspectMsg:
 			if s, err := decode[suspect](part[1:]); err == nil {
-				j.rules.Doubted(s.Node, s.Incarnation)
+				j.rules.Doubted(s.From)
 			}
 		}
 	}

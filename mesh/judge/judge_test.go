@@ -49,9 +49,8 @@ func (t *town) Left(run string) bool { return slices.Contains(t.left, run) }
 
 func (t *town) Told(uint32) {}
 
-func (t *town) Doubted(string, uint32)     {}
-func (t *town) Refuted(string, uint32)     {}
-func (t *town) Excused(_, run string) bool { return slices.Contains(t.excused, run) }
+func (t *town) Doubted(string)          {}
+func (t *town) Excused(run string) bool { return slices.Contains(t.excused, run) }
 
 func (t *town) Accuse(liar, about, what string) {
 	t.mu.Lock()
@@ -260,11 +259,11 @@ func TestVerdictsOnLivingRunsAreAccusedOnce(t *testing.T) {
 	j.Alive("b")
 	expect("after a verdict on a run that left")
 
-	rules.left, rules.excused = nil, []string{"b", "me"}
+	rules.left, rules.excused = nil, []string{"a", "b"}
 	declare("a", 4)
 	j.Packet("a", message(deadMsg, &dead{4, "me", "a"}))
 	j.Alive("b")
-	expect("after verdicts on runs that answered no suspicion")
+	expect("after verdicts while others suspect runs too")
 
 	rules.excused = nil
 	for range 2 {

@@ -84,7 +84,7 @@ func (j *Judge) suspect(body []byte) []byte {
 		return nil
 	}
 	j.told(s.Node, s.Incarnation)
-	j.rules.Doubted(s.Node, s.Incarnation)
+	j.rules.Doubted(s.From)
 	return message(suspectMsg, &s)
 }
 
@@ -119,7 +119,7 @@ func (j *Judge) dead(sender string, body []byte) []byte {
 		return nil // memberlist would count the suspicion of a run that nobody vouches for
 	}
 	ours := d.Node == j.rules.Self()
-	if !left && (ours || !leaves) && !j.rules.Excused(sender, d.Node) {
+	if !left && (ours || !leaves) && !j.rules.Excused(sender) {
 		j.mu.Lock()
 		j.declared.add(verdict{sender, d.Node}, d.Incarnation)
 		j.mu.Unlock()
@@ -137,7 +137,6 @@ func (j *Judge) alive(sender string, body []byte) []byte {
 	if err != nil || !j.vouched(sender, &a, stateAlive) {
 		return nil
 	}
-	j.rules.Refuted(a.Node, a.Incarnation)
 	return message(aliveMsg, &a)
 }
 
