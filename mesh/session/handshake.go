@@ -100,7 +100,9 @@ func (t *Transport) introduce(raw net.Conn, want string, use Use) (*Stream, erro
 	}
 	g.proven = true
 	_ = raw.SetDeadline(time.Time{}) // if this fails, so does the next read
-	t.proven(k, use)
+	if err = t.proven(k, use); err != nil {
+		return nil, err
+	}
 	return &Stream{Conn: s, Peer: p, Use: use, Binding: binding}, nil
 }
 
@@ -147,13 +149,19 @@ func (t *Transport) welcome(k *keys, p Peer, theirs uint32, use Use) {
 	}
 }
 
-// proven notes that the handshake has succeeded. A host that asks to become a member gets no packets.
-func (t *Transport) proven(k *keys, use Use) {
+var errDropped = errors.New("this host ended the sessions with that peer meanwhile")
+
+// proven notes that the handshake has succeeded. A host that asks to become a member gets no packets. A peer
+// that was expelled during its handshake, which it can delay, gets no stream either.
+func (t *Transport) proven(k *keys, use Use) error {
+	keep := t.table.install
 	if use == Admit || k.theirs == 0 {
-		t.table.release(k)
-		return
+		keep = t.table.release
 	}
-	t.table.install(k)
+	if !keep(k) {
+		return errDropped
+	}
+	return nil
 }
 
 // accept is the accepting side of the handshake. It passes the proven stream to its user.
@@ -236,7 +244,9 @@ func (t *Transport) receiveGuest(raw net.Conn, g *guest) (*Stream, error) {
 		t.table.release(k)
 		return nil, err
 	}
-	t.proven(k, hello.Use)
+	if err := t.proven(k, hello.Use); err != nil {
+		return nil, err
+	}
 	t.flush(k.run)
 	return &Stream{Conn: s, Peer: p, Use: hello.Use, Binding: binding}, nil
 }

@@ -142,11 +142,15 @@ func (t *table) welcome(k *keys, p Peer, theirs uint32) {
 	k.run, k.from, k.theirs = p.Run, p, theirs
 }
 
-// release undoes reserve.
-func (t *table) release(k *keys) {
+// release undoes reserve. It reports false if the keys were dropped meanwhile.
+func (t *table) release(k *keys) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.byIndex[k.index] != k {
+		return false
+	}
 	delete(t.byIndex, k.index)
+	return true
 }
 
 // lastWord is how long the keys of an earlier run of a peer live on without a packet from it.
@@ -154,12 +158,13 @@ const lastWord = time.Second
 
 // install makes keys the ones that packets to their run are sealed with. Earlier runs of the same peer
 // have probably ended, so their keys are deleted unless they go on sending: then the peer's identity was
-// copied, and both run.
-func (t *table) install(k *keys) {
+// copied, and both run. It reports false if the keys were dropped meanwhile: the peer was expelled, for
+// example.
+func (t *table) install(k *keys) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byIndex[k.index] != k {
-		return // dropped meanwhile
+		return false
 	}
 	runs, earlier, prefix := 0, false, k.peer.String()+"-"
 	for run, list := range t.byRun {
@@ -200,6 +205,7 @@ func (t *table) install(k *keys) {
 			t.drop(run)
 		}
 	}
+	return true
 }
 
 func (k *keys) doubt() {
