@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -61,7 +62,7 @@ func (s *scripted) start(network *meshtest.Network, to ...int) *scripted {
 		Gossip:   func(stream *session.Stream) net.Conn { return stream },
 		Serve:    func(stream *session.Stream) { go s.serve(stream) },
 		Incoming: func(_ session.Peer, content []byte) []byte { return content }, Outgoing: func(string, []byte) {},
-		Older: func(net.Conn) {}, Refused: func(string, string) {},
+		Knows: func(netip.Addr) bool { return true }, Older: func(net.Conn) {}, Refused: func(string, string) {},
 	}))
 	conf := memberlist.DefaultLANConfig()
 	conf.Name, conf.Transport, conf.AdvertiseAddr, conf.AdvertisePort = s.name, s.sessions, address(s.n).Addr().String(), 6783
