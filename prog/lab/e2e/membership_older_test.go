@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,29 +10,9 @@ import (
 
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 	"weft/prog/lab/probe"
 )
-
-// beforeSessions is the last commit whose agents use protocol version 1.
-const beforeSessions = "e96962582470ea5f30ca7d0c4ab444ff1f4b5f6f"
-
-// earlier builds the programs of a commit, and returns their folder.
-func earlier(t *testing.T, commit string) string {
-	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), "git", "cat-file", "-e", commit+"^{commit}").CombinedOutput(); err != nil {
-		t.Skipf("the repository's history lacks the commit %s, whose agents this test upgrades: fetch the whole history (git fetch --unshallow): %v %s", commit, err, out)
-	}
-	dir := t.TempDir()
-	for _, command := range []string{
-		fmt.Sprintf("cd \"$(git rev-parse --show-toplevel)\" && git archive %s | tar -x -C %s", commit, dir),
-		fmt.Sprintf("cd %s && CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/weft ./cmd/weft-cni", dir),
-	} {
-		if out, err := exec.CommandContext(t.Context(), "sh", "-ec", command).CombinedOutput(); err != nil {
-			t.Fatalf("building the programs of commit %s failed, want success: %v\n%s", commit, err, out)
-		}
-	}
-	return filepath.Join(dir, "bin")
-}
 
 // statusOf returns what a host's status says, also if the host is not ready.
 func statusOf(t *testing.T, l *lab.Lab, host string) string {
@@ -46,7 +25,7 @@ func statusOf(t *testing.T, l *lab.Lab, host string) string {
 // refuse each other and both say why. Meanwhile all tunnels stay and no packet is lost. In the end all
 // hosts are connected, with the addresses and policies of before.
 func TestMovingFromTheVersionBefore(t *testing.T) {
-	old := filepath.Join(earlier(t, beforeSessions), "weft")
+	old := filepath.Join(labtest.Earlier(t, labtest.BeforeSessions), "weft")
 	l := bare(t, 3)
 	run(t, l, "h1", old, "launch")
 	for _, h := range []string{"h2", "h3"} {
