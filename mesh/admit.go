@@ -3,11 +3,9 @@ package mesh
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"time"
@@ -82,23 +80,11 @@ func (m *Mesh) admit(s *session.Stream) {
 	}
 }
 
-func writeShort(w io.Writer, v any) error {
-	data := encode(v)
-	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(data))), data...))
-	return err
-}
+func writeShort(w io.Writer, v any) error { return session.WriteShort(w, encode(v)) }
 
 func readShort(r io.Reader, v any) error {
-	var head [2]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return err
-	}
-	size := binary.BigEndian.Uint16(head[:])
-	if size > maxAdmit {
-		return fmt.Errorf("a message of %d bytes, at most %d are allowed", size, maxAdmit)
-	}
-	data := make([]byte, size)
-	if _, err := io.ReadFull(r, data); err != nil {
+	data, err := session.ReadShort(r, maxAdmit)
+	if err != nil {
 		return err
 	}
 	return decoding.Unmarshal(data, v)
@@ -111,7 +97,6 @@ type Joiner struct {
 	Nickname string
 	Port     int                  // the default port of gossip
 	Network  memberlist.Transport // dials; nil: this host's network
-	Log      *slog.Logger
 }
 
 // NotAdmittedError reports that a host refused the token, or that this host refused to show it there.
@@ -129,8 +114,8 @@ func (e *NotAdmittedError) Error() string {
 	return fmt.Sprintf("%s refuses the token: %s", e.Host, e.Reason)
 }
 
-// maxSkew is by how much two clocks may differ before a join mentions it.
-const maxSkew = time.Minute
+// MaxSkew is by how much two clocks may differ before a join mentions it.
+const MaxSkew = time.Minute
 
 // Ask asks one host, given as HOST or HOST:PORT. skew is how far this host's clock is ahead of the
 // member's, if that is worth mentioning.
@@ -152,7 +137,7 @@ func (j Joiner) Ask(ctx context.Context, host string) (a Admission, skew time.Du
 			}
 			continue
 		}
-		if skew = time.Since(time.Unix(v.Clock, 0)); skew.Abs() < maxSkew {
+		if skew = time.Since(time.Unix(v.Clock, 0)); skew.Abs() < MaxSkew {
 			skew = 0
 		}
 		return v.Admission, skew, nil
@@ -166,13 +151,9 @@ func (j Joiner) config() session.Config {
 		network = dialer{}
 	}
 	return session.Config{
-		Identity: j.Identity, Run: nodeName(peer.IDOf(j.Identity.Public().(ed25519.PublicKey)), time.Now()), Network: network, Knows: func(netip.Addr) bool { return false },
-		Show:     func(session.Use) []byte { return j.Token.Cluster() },
-		Welcome:  func(p session.Peer, _ session.Use) error { return j.trust(p) },
-		Gossip:   func(s *session.Stream) net.Conn { return s },
-		Serve:    func(s *session.Stream) { s.Close() },
-		Incoming: func(session.Peer, []byte) []byte { return nil }, Outgoing: func(string, []byte) {},
-		Older: func(net.Conn) {}, Refused: func(string, string) {},
+		Identity: j.Identity, Run: nodeName(peer.IDOf(j.Identity.Public().(ed25519.PublicKey)), time.Now()), Network: network,
+		Show:    func(session.Use) []byte { return j.Token.Cluster() },
+		Welcome: func(p session.Peer, _ session.Use) error { return j.trust(p) },
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
-	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -47,7 +46,7 @@ func TestAHostJoinsByAToken(t *testing.T) {
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		eventually.True(t, 10*time.Second, "both hosts are connected", allReach([]*host{a, b}))
 		ask := func(token member.Token, nickname, host string) (Admission, error) {
-			j := Joiner{Identity: identity(3), Token: token, Nickname: nickname, Port: Port, Network: s.net.Join(address(3)), Log: slog.New(slog.DiscardHandler)}
+			j := Joiner{Identity: identity(3), Token: token, Nickname: nickname, Port: Port, Network: s.net.Join(address(3))}
 			got, _, err := j.Ask(t.Context(), host)
 			return got, err
 		}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log"
 	"math"
+	"net"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -328,21 +329,10 @@ func TestLargeMessagesOfOnePeerTakeBoundedMemory(t *testing.T) {
 						}
 						defer c.Close()
 						go func() { _, _ = io.Copy(io.Discard, c) }()
-						_, _ = c.Write(head)
-						for chunk := make([]byte, 1<<14); ; {
-							if _, err := c.Write(chunk); err != nil {
-								return
-							}
-							time.Sleep(time.Millisecond)
-						}
+						flood(c, head)
 					})
 				}
-				worst := 0
-				for range 20 {
-					time.Sleep(30 * time.Millisecond)
-					worst = max(worst, occupied()-before)
-				}
-				if worst > 50<<20 {
+				if worst := mostOccupied(before); worst > 50<<20 {
 					t.Errorf("the messages take %d bytes; want at most 50 MiB", worst)
 				}
 				if err := b.ping(a); err != nil {
@@ -352,16 +342,42 @@ func TestLargeMessagesOfOnePeerTakeBoundedMemory(t *testing.T) {
 					t.Errorf("meanwhile another peer cannot exchange states: %v", err)
 				}
 				streams.Wait()
-				time.Sleep(2 * streamTimeout)
-				a.budget.mu.Lock()
-				if a.budget.total != 0 || len(a.budget.of) != 0 {
-					t.Errorf("after all streams have ended, %d bytes count as held; want none", a.budget.total)
-				}
-				a.budget.mu.Unlock()
+				holdsNothing(t, a)
 				_ = l.list.Shutdown()
 				s.end(a, b)
 			})
 		})
+	}
+}
+
+// flood sends the head of a message, and then data until the stream ends.
+func flood(c net.Conn, head []byte) {
+	_, _ = c.Write(head)
+	for chunk := make([]byte, 1<<14); ; {
+		if _, err := c.Write(chunk); err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// mostOccupied watches the heap for a while, and returns by how many bytes it grew at most.
+func mostOccupied(before int) (worst int) {
+	for range 20 {
+		time.Sleep(30 * time.Millisecond)
+		worst = max(worst, occupied()-before)
+	}
+	return worst
+}
+
+// holdsNothing asserts that no message counts in the budget once all streams have ended.
+func holdsNothing(t *testing.T, h *host) {
+	t.Helper()
+	time.Sleep(2 * streamTimeout)
+	h.budget.mu.Lock()
+	defer h.budget.mu.Unlock()
+	if h.budget.total != 0 || len(h.budget.of) != 0 {
+		t.Errorf("after all streams have ended, %d bytes count as held; want none", h.budget.total)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -133,9 +132,6 @@ func sessionsOf(t *testing.T, n *meshtest.Network, i int, run string, change ...
 	conf := session.Config{
 		Identity: c.Identity, Run: run, Network: n.Join(address(i)), Knows: func(netip.Addr) bool { return true },
 		Show: func(session.Use) []byte { return c.Certificate }, Welcome: func(session.Peer, session.Use) error { return nil },
-		Gossip: func(s *session.Stream) net.Conn { return s }, Serve: func(s *session.Stream) { s.Close() },
-		Incoming: func(_ session.Peer, content []byte) []byte { return content }, Outgoing: func(string, []byte) {},
-		Older: func(net.Conn) {}, Refused: func(string, string) {},
 	}
 	for _, c := range change {
 		c(&conf)

@@ -31,33 +31,17 @@ func TestLargeRequestsOfOnePeerTakeBoundedMemory(t *testing.T) {
 					return
 				}
 				defer c.Close()
-				_, _ = c.Write(binary.BigEndian.AppendUint32(nil, maxStream))
-				for chunk := make([]byte, 1<<14); ; {
-					if _, err := c.Write(chunk); err != nil {
-						return
-					}
-					time.Sleep(time.Millisecond)
-				}
+				flood(c, binary.BigEndian.AppendUint32(nil, maxStream))
 			})
 		}
-		worst := 0
-		for range 20 {
-			time.Sleep(20 * time.Millisecond)
-			worst = max(worst, occupied()-before)
-		}
-		if worst > 80<<20 {
+		if worst := mostOccupied(before); worst > 80<<20 {
 			t.Errorf("the requests take %d bytes; want at most 80 MiB", worst)
 		}
 		if err := b.ping(a); err != nil {
 			t.Errorf("meanwhile another peer is not served: %v", err)
 		}
 		streams.Wait()
-		time.Sleep(2 * streamTimeout)
-		a.budget.mu.Lock()
-		if a.budget.total != 0 || len(a.budget.of) != 0 {
-			t.Errorf("after all streams have ended, %d bytes count as held; want none", a.budget.total)
-		}
-		a.budget.mu.Unlock()
+		holdsNothing(t, a)
 		_ = l.list.Shutdown()
 		s.end(a, b)
 	})

@@ -9,31 +9,37 @@ import (
 	"weft/mesh/meshtest"
 )
 
+// greet shakes hands as host 2 up to the welcome, and leaves out that it is ready.
+func greet(t *testing.T, from *meshtest.Transport, to *end, g greeting) (s *tls.Conn, welcome greeting) {
+	t.Helper()
+	id, err := newIdentity(meshtest.Identity(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := from.DialTimeout(to.addr.String(), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = tls.Client(raw, id.config())
+	if err := s.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.send(s); err != nil {
+		t.Fatal(err)
+	}
+	if welcome, err = receive(s); err != nil {
+		t.Fatal(err)
+	}
+	return s, welcome
+}
+
 // A host that asks to become a member is none yet: nothing that it seals under its stream's keys gets in,
 // not even while it delays the end of the handshake.
 func TestPacketsOfAnApplicantAreDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := meshtest.New(1)
 		a, net2 := start(t, n, 1, 1), n.Join(meshtest.Address(2))
-		id, err := newIdentity(meshtest.Identity(2))
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw, err := net2.DialTimeout(a.addr.String(), time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := tls.Client(raw, id.config())
-		if err := s.Handshake(); err != nil {
-			t.Fatal(err)
-		}
-		if err := (greeting{Run: runName(2, 1), Use: Admit, Index: 7}).send(s); err != nil {
-			t.Fatal(err)
-		}
-		welcome, err := receive(s)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s, welcome := greet(t, net2, a, greeting{Run: runName(2, 1), Use: Admit, Index: 7})
 		k, err := newKeys(s.ConnectionState(), Peer{}, true)
 		if err != nil {
 			t.Fatal(err)

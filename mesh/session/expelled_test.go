@@ -1,7 +1,6 @@
 package session
 
 import (
-	"crypto/tls"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,24 +19,7 @@ func expelledTest(t *testing.T, index uint32) {
 	synctest.Test(t, func(t *testing.T) {
 		n := meshtest.New(1)
 		a, net2 := start(t, n, 1, 1), n.Join(meshtest.Address(2))
-		id, err := newIdentity(meshtest.Identity(2))
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw, err := net2.DialTimeout(a.addr.String(), time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := tls.Client(raw, id.config())
-		if err := s.Handshake(); err != nil {
-			t.Fatal(err)
-		}
-		if err := (greeting{Run: runName(2, 1), Use: Request, Index: index}).send(s); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := receive(s); err != nil {
-			t.Fatal(err)
-		}
+		s, _ := greet(t, net2, a, greeting{Run: runName(2, 1), Use: Request, Index: index})
 		a.Expel(meshtest.ID(2))
 		_ = greeting{}.send(s)
 		time.Sleep(time.Second)

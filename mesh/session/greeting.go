@@ -42,9 +42,28 @@ func must[T any](v T, err error) T {
 // send writes a greeting with its length in front.
 func (g greeting) send(w io.Writer) error {
 	g.Refuse = legible(g.Refuse)
-	data := must(encoding.Marshal(g))
+	return WriteShort(w, must(encoding.Marshal(g)))
+}
+
+// WriteShort writes a message of less than 64 KiB, with its length in two bytes in front.
+func WriteShort(w io.Writer, data []byte) error {
 	_, err := w.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(data))), data...))
 	return err
+}
+
+// ReadShort reads a message that WriteShort wrote, of at most that many bytes.
+func ReadShort(r io.Reader, most uint16) ([]byte, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint16(head[:])
+	if size > most {
+		return nil, fmt.Errorf("a message of %d bytes, at most %d are allowed", size, most)
+	}
+	data := make([]byte, size)
+	_, err := io.ReadFull(r, data)
+	return data, err
 }
 
 // legible makes a reason one that the other end accepts.
@@ -60,16 +79,8 @@ func legible(reason string) string {
 
 // receive reads a greeting.
 func receive(r io.Reader) (g greeting, err error) {
-	var head [2]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return g, err
-	}
-	size := binary.BigEndian.Uint16(head[:])
-	if size > maxGreeting {
-		return g, fmt.Errorf("its greeting has %d bytes, at most %d are allowed", size, maxGreeting)
-	}
-	data := make([]byte, size)
-	if _, err := io.ReadFull(r, data); err != nil {
+	data, err := ReadShort(r, maxGreeting)
+	if err != nil {
 		return g, err
 	}
 	return decode(data)

@@ -14,7 +14,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// Config configures a Transport. All functions are called from several goroutines.
+// Config configures a Transport. All functions are called from several goroutines. Those after Welcome may be
+// nil, and Knows: then nothing is known, packets and streams pass as they are, and nobody is told.
 type Config struct {
 	Identity ed25519.PrivateKey
 	Run      string               // the name of this run; it begins with the id of Identity
@@ -92,8 +93,34 @@ const (
 
 var _ memberlist.NodeAwareTransport = (*Transport)(nil)
 
+// complete replaces the functions that are nil by ones that do nothing.
+func (c *Config) complete() {
+	if c.Knows == nil {
+		c.Knows = func(netip.Addr) bool { return false }
+	}
+	if c.Gossip == nil {
+		c.Gossip = func(s *Stream) net.Conn { return s }
+	}
+	if c.Serve == nil {
+		c.Serve = func(s *Stream) { s.Close() }
+	}
+	if c.Incoming == nil {
+		c.Incoming = func(_ Peer, content []byte) []byte { return content }
+	}
+	if c.Outgoing == nil {
+		c.Outgoing = func(string, []byte) {}
+	}
+	if c.Older == nil {
+		c.Older = func(net.Conn) {}
+	}
+	if c.Refused == nil {
+		c.Refused = func(string, string) {}
+	}
+}
+
 // New returns a Transport that receives at once.
 func New(cfg Config) (*Transport, error) {
+	cfg.complete()
 	id, err := newIdentity(cfg.Identity)
 	if err != nil {
 		return nil, err

@@ -57,12 +57,10 @@ func (s *scripted) start(network *meshtest.Network, to ...int) *scripted {
 	}
 	s.sessions = must(session.New(session.Config{
 		Identity: key(s.n), Run: s.name, Network: network.Join(address(s.n)),
-		Show:     func(session.Use) []byte { return certificate(s.n) },
-		Welcome:  func(session.Peer, session.Use) error { return nil },
-		Gossip:   func(stream *session.Stream) net.Conn { return stream },
-		Serve:    func(stream *session.Stream) { go s.serve(stream) },
-		Incoming: func(_ session.Peer, content []byte) []byte { return content }, Outgoing: func(string, []byte) {},
-		Knows: func(netip.Addr) bool { return true }, Older: func(net.Conn) {}, Refused: func(string, string) {},
+		Show:    func(session.Use) []byte { return certificate(s.n) },
+		Welcome: func(session.Peer, session.Use) error { return nil },
+		Serve:   func(stream *session.Stream) { go s.serve(stream) },
+		Knows:   func(netip.Addr) bool { return true },
 	}))
 	conf := memberlist.DefaultLANConfig()
 	conf.Name, conf.Transport, conf.AdvertiseAddr, conf.AdvertisePort = s.name, s.sessions, address(s.n).Addr().String(), 6783

@@ -46,7 +46,7 @@ func Join(ctx context.Context, cfg Config) error {
 	if err != nil || token == nil {
 		return err
 	}
-	joiner := mesh.Joiner{Identity: cfg.Identity, Token: *token, Nickname: cfg.Nickname, Port: cfg.Port, Log: cfg.Log}
+	joiner := mesh.Joiner{Identity: cfg.Identity, Token: *token, Nickname: cfg.Nickname, Port: cfg.Port}
 	for refused := 0; ; {
 		var problems error
 		final := len(cfg.Targets) > 0

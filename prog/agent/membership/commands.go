@@ -25,7 +25,7 @@ func (m *Membership) CreateToken(_ context.Context, req api.TokenRequest) (r api
 	if err := m.mayAdmit(); err != nil {
 		return r, err
 	}
-	if req.Admits && !m.cfg.Trust.Member.Rights.Has(member.Holder) {
+	if req.Admits && !m.cfg.Trust.Holds() {
 		return r, &api.Error{Code: api.CodeConflict, Message: "only a host that holds the network's secret creates tokens with --admits"}
 	}
 	token, err := member.New(m.cfg.Random, m.cfg.Trust.Root)

@@ -248,18 +248,16 @@ func (m *Membership) Admit(a mesh.Applicant) (out mesh.Admission, err error) {
 	if err := m.Documents.Write([]mesh.Change{{Kind: member.KindJoin, Name: member.JoinName(a.Token, host), Body: join}}); err != nil {
 		return out, fmt.Errorf("the member that should admit this host cannot store that it did: %w", err)
 	}
-	if skew := now.Sub(a.Clock).Abs(); skew > maxSkew {
+	if skew := now.Sub(a.Clock).Abs(); skew > mesh.MaxSkew {
 		m.cfg.Log.Warn("the clock of a host that joins disagrees with this host's clock: set the clocks", "host", nameOf(host, a.Nickname), "difference", skew.Round(time.Second))
 	}
 	return mesh.Admission{Root: m.cfg.Trust.Root, Certificate: certificate, Cluster: m.cfg.Trust.Token.Cluster}, nil
 }
 
-const maxSkew = time.Minute
-
 // certify returns a certificate for an identity.
 func (m *Membership) certify(identity ed25519.PublicKey, r member.Rights, token member.TokenID) ([]byte, error) {
 	t := m.cfg.Trust
-	if t.Member.Rights.Has(member.Holder) {
+	if t.Holds() {
 		return member.CertifyByToken(t.Token.Secret.Root(), identity, r, token).Encode(), nil
 	}
 	own, err := member.DecodeCertificate(t.Certificate)
@@ -292,7 +290,7 @@ func (m *Membership) Problems() (list []problem.Problem) {
 			Reason: problem.Membership, About: o.Token.ID.Name(), Elsewhere: true,
 			What:   fmt.Sprintf("token %v may admit %d and admitted %d: %s", o.Token.ID, o.Token.Uses, o.Token.Used, strings.Join(names, ", ")),
 			Effect: "members that could not reach each other both admitted a host, and one of these hosts may not be yours",
-			Fix:    fmt.Sprintf("ban the hosts that do not belong to the network with `weft rmpeer --ban` (%s), or revoke nothing if all do", strings.Join(ids, ", ")),
+			Fix:    fmt.Sprintf("check whether all of them belong to the network, and ban those that do not with `weft rmpeer --ban` (%s)", strings.Join(ids, ", ")),
 		})
 	}
 	return list

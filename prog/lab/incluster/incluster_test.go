@@ -99,9 +99,12 @@ func (c *cluster) ask(method, path, body string) string {
 }
 
 // launch starts an agent as a Node, and waits until it is ready.
-func (c *cluster) launch(host string, env ...string) error {
+func (c *cluster) launch(host string, env ...string) error { return c.launchOf("weft", host, env...) }
+
+// launchOf is launch with another program than the one that is tested.
+func (c *cluster) launchOf(program, host string, env ...string) error {
 	args := append([]string{"env"}, env...)
-	_, err := c.Exec(c.t.Context(), host, nil, append(args, "WEFT_KUBECONFIG="+c.config, "WEFT_NODE_NAME="+host, "weft", "launch", "--kubernetes", "--wait=40s")...)
+	_, err := c.Exec(c.t.Context(), host, nil, append(args, "WEFT_KUBECONFIG="+c.config, "WEFT_NODE_NAME="+host, program, "launch", "--kubernetes", "--wait=40s")...)
 	return err
 }
 

@@ -63,7 +63,7 @@ func TestAClusterMovesFromTheVersionBefore(t *testing.T) {
 	c.serve()
 	launch := func(host, program string) {
 		t.Helper()
-		if _, err := c.Exec(t.Context(), host, nil, "env", "WEFT_KUBECONFIG="+c.config, "WEFT_NODE_NAME="+host, program, "launch", "--kubernetes", "--wait=40s"); err != nil {
+		if err := c.launchOf(program, host); err != nil {
 			t.Fatal(err)
 		}
 	}
