@@ -154,7 +154,7 @@ func (r *Router) Dropped(d policy.Direction) (uint64, error) { return r.kernel.D
 // loadTable makes the nftables table match a configuration.
 func (r *Router) loadTable(c Config) error {
 	v4, v6 := c.node()
-	guard := nft.Guard{Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Resolver: c.Resolver, Hosts: c.Hosts}
+	guard := nft.Guard{Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Port: c.Port, Resolver: c.Resolver, Hosts: c.Hosts}
 	return r.kernel.Apply(r.builder.Build(nft.Config{Guard: guard, Policy: *r.policy}))
 }
 

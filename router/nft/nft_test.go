@@ -31,7 +31,7 @@ var universe = slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd01
 
 func config(mod func(*Config)) Config {
 	c := Config{Guard: Guard{
-		Universe: universe, Node4: universe.Addr4(1), Node6: universe.Addr6(1),
+		Universe: universe, Node4: universe.Addr4(1), Node6: universe.Addr6(1), Port: 6784,
 		Own: []slot.Range{{Start: 0x20000, End: 0x30000}, {Start: 0, End: 0x10000}, {Start: 0x10000, End: 0x10001}},
 	}}
 	if mod != nil {

@@ -83,6 +83,7 @@ type Guard struct {
 	Node4, Node6 netip.Addr   // invalid if the host has no node address yet
 	Own          []slot.Range // the slots that this peer owns
 	Exposed      bool
+	Port         uint16 // WireGuard's port, at which probes arrive; 0: they are not received
 	// Resolver is set if a DNS server listens on the node addresses.
 	Resolver bool
 	Hosts    Hosts
@@ -126,6 +127,9 @@ func (g Guard) build(h hostSets) Program {
 		&Chain{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, g.nat()},
 		&Chain{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, g.translated()},
 	)
+	probes := g.probes(h)
+	p.Sets = append(p.Sets, probes.Sets...)
+	add(probes.Chains...)
 	if g.Resolver {
 		p.Chains = append(p.Chains, &Chain{"resolver", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, "prerouting", -100, g.resolver()})
 	}

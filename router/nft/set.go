@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,10 @@ type Set struct {
 	Counter  bool // whether each element counts its packets
 	Jumps    bool // a verdict map: each element names a chain to jump to
 	Elements Elements
+	// If Size is not 0, the kernel adds elements by itself, up to this number, and deletes each after
+	// Timeout.
+	Size    uint32
+	Timeout time.Duration
 }
 
 // Elements are the sorted elements of a set. Consecutive programs usually differ in one element of
@@ -244,6 +249,9 @@ func (s Set) String() string {
 	if s.Counter {
 		b.WriteString("\t\tcounter\n")
 	}
+	if s.Size > 0 {
+		fmt.Fprintf(&b, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n", s.Size, strings.TrimSuffix(s.Timeout.String(), "0s"))
+	}
 	if s.Elements.Len() > 0 {
 		words := make([]string, s.Elements.Len())
 		for i, e := range s.Elements.All() {
@@ -259,7 +267,7 @@ func (s Set) String() string {
 
 // alike reports whether one set can become the other by changing its elements.
 func (s *Set) alike(o *Set) bool {
-	return s == o || s.Interval == o.Interval && s.Counter == o.Counter && s.Jumps == o.Jumps &&
+	return s == o || s.Interval == o.Interval && s.Counter == o.Counter && s.Jumps == o.Jumps && s.Size == o.Size && s.Timeout == o.Timeout &&
 		slices.EqualFunc(s.Key, o.Key, func(a, b kind) bool { return a.word == b.word })
 }
 
@@ -280,6 +288,9 @@ func (s Set) library(id uint32) *nftables.Set {
 	set := &nftables.Set{
 		Table: table, Name: s.Name, ID: id, Interval: s.Interval, Counter: s.Counter,
 		KeyType: s.Key.datatype(), Concatenation: len(s.Key) > 1,
+	}
+	if s.Size > 0 {
+		set.Dynamic, set.HasTimeout, set.Timeout, set.Size = true, true, s.Timeout, s.Size
 	}
 	if s.Jumps {
 		set.IsMap, set.DataType = true, nftables.TypeVerdict
