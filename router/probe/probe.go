@@ -17,7 +17,6 @@ import (
 	"sync"
 
 	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // Magic is how the payload of each probe begins. WireGuard's message types are 1 to 4, and both kinds
@@ -102,7 +101,7 @@ func (c *Conn) Close() error {
 	var errs []error
 	for _, s := range []*sender{c.v4, c.v6} {
 		if s != nil {
-			errs = append(errs, unix.Close(s.fd))
+			errs = append(errs, s.close())
 		}
 	}
 	if c.copies != nil {

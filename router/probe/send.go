@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,12 +36,11 @@ var (
 	}
 	family6 = &family{
 		name: "IPv6", domain: unix.AF_INET6, header: ipv6Header,
-		nowhere: &unix.SockaddrInet6{Addr: [16]byte{0xff, 0x0e, 11: 0, 12: 0x0d, 13: 0xb8, 15: 1}},
+		nowhere: &unix.SockaddrInet6{Addr: [16]byte{0xff, 0x0e, 10: 0x0d, 11: 0xb8, 15: 1}},
 		options: []option{
-			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
 			{unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1},
-			{unix.IPPROTO_RAW, unix.IPV6_CHECKSUM, checksumAt}, // the kernel fills in the checksum
+			{unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, checksumAt}, // the kernel fills in the checksum
 		},
 		level: unix.IPPROTO_IPV6, hops: unix.IPV6_UNICAST_HOPS,
 	}
@@ -53,7 +53,12 @@ const checksumAt = 6
 type sender struct {
 	*family
 	fd int
+	// route finds source addresses. Of protocol 255 (IPPROTO_RAW), it receives nothing and needs no
+	// port. IPv6 does not use it: the kernel chooses the source and fills in the checksum.
+	route int
 }
+
+func (s *sender) close() error { return errors.Join(unix.Close(s.fd), unix.Close(s.route)) }
 
 // openSender opens a raw socket that receives nothing. It returns nil if the kernel lacks the family.
 func openSender(f *family) (*sender, error) {
@@ -80,11 +85,15 @@ func openSender(f *family) (*sender, error) {
 			err = unix.SetsockoptInt(fd, o.level, o.name, o.value)
 		}
 	}
+	route := -1
+	if err == nil {
+		route, err = unix.Socket(f.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("setting up a raw %s socket: %w", f.name, err)
 	}
-	return &sender{f, fd}, nil
+	return &sender{f, fd, route}, nil
 }
 
 // Send sends one datagram from WireGuard's port. from is the source address; if it is invalid, the
@@ -159,7 +168,7 @@ func (s *sender) source(to, from netip.Addr, udp []byte, payload int) (control [
 	case to.Is6():
 		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.As16()}), nil
 	case !from.IsValid():
-		if from, err = sourceTo(to); err != nil {
+		if from, err = s.sourceTo(to); err != nil {
 			return nil, err
 		}
 	}
@@ -167,26 +176,25 @@ func (s *sender) source(to, from netip.Addr, udp []byte, payload int) (control [
 	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()}), nil
 }
 
-// sourceTo returns the address from which the kernel sends to an IPv4 address. A socket of protocol
-// 255 (IPPROTO_RAW) receives nothing, and needs no port.
-func sourceTo(to netip.Addr) (from netip.Addr, err error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+// sourceTo returns the address from which the kernel sends to an IPv4 address.
+func (s *sender) sourceTo(to netip.Addr) (from netip.Addr, err error) {
+	if err := unix.Connect(s.route, destination(to)); err != nil {
+		return from, err
+	}
+	local, err := unix.Getsockname(s.route)
+	// Without the source and destination of before, the next call chooses anew.
+	none := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	if _, _, failed := unix.Syscall(unix.SYS_CONNECT, uintptr(s.route), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none)); failed != 0 {
+		return from, failed
+	}
 	if err != nil {
 		return from, err
 	}
-	defer unix.Close(fd)
-	if err := unix.Connect(fd, destination(to)); err != nil {
-		return from, err
-	}
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return from, err
-	}
-	local, ok := sa.(*unix.SockaddrInet4)
+	v4, ok := local.(*unix.SockaddrInet4)
 	if !ok {
 		return from, errors.New("the kernel returned no IPv4 source address")
 	}
-	return netip.AddrFrom4(local.Addr), nil
+	return netip.AddrFrom4(v4.Addr), nil
 }
 
 // destination returns an address for the kernel; raw sockets have no port.
