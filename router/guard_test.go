@@ -62,8 +62,8 @@ func listenAt(t *testing.T, ns routertest.Namespace, addr string, port int) *por
 	return d
 }
 
-// probe sends to a port over UDP and TCP, and reports whether TCP connects.
-func probe(ns routertest.Namespace, to string, port int) (connected bool) {
+// knock sends to a port over UDP and TCP, and reports whether TCP connects.
+func knock(ns routertest.Namespace, to string, port int) (connected bool) {
 	ns.Do(func() {
 		at := net.JoinHostPort(to, fmt.Sprint(port))
 		if c, err := net.Dial("udp", at); err == nil {
@@ -85,7 +85,7 @@ func expectOpen(t *testing.T, ns routertest.Namespace, to string, port int, d *p
 	t.Helper()
 	udp := d.udp.Load()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if probe(ns, to, port) && d.udp.Load() > udp {
+		if knock(ns, to, port) && d.udp.Load() > udp {
 			return
 		}
 	}
@@ -104,7 +104,7 @@ func expectClosed(t *testing.T, ns routertest.Namespace, to []string, closed map
 	for _, a := range to {
 		for port := range closed {
 			all.Go(func() {
-				if probe(ns, a, port) {
+				if knock(ns, a, port) {
 					t.Errorf("port %d of %s accepts TCP; want it closed", port, a)
 				}
 			})
@@ -273,7 +273,7 @@ func TestLoopbackIsReachableFromTheHostOnly(t *testing.T) {
 		for range 3 {
 			for to, port := range map[string]int{"127.0.0.1": private, "::1": private + 1} {
 				probes.Go(func() {
-					if probe(from, to, port) {
+					if knock(from, to, port) {
 						t.Errorf("the loopback address %s accepts TCP; want no answer", to)
 					}
 				})

@@ -25,7 +25,7 @@ import (
 // could not be restored. It renames a state file that cannot be read. The agent must not be
 // running.
 func Reset(ctx context.Context, opts config.Options) (kept []string, err error) {
-	if err := CheckPrivileges(); err != nil {
+	if err := CheckNetAdmin(); err != nil {
 		return nil, err
 	}
 	if err := install.Remove(opts.CNIConfDir, opts.CNIBinDir); err != nil {

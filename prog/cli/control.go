@@ -90,7 +90,7 @@ uninstall.yaml do: while a Node has it, no other node founds a new network.
 With --cni it only removes the CNI configuration and the plugin, so that no more containers
 are attached, and leaves everything else as it is.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := agent.CheckPrivileges(); err != nil {
+			if err := agent.CheckNetAdmin(); err != nil {
 				return err
 			}
 			if err := applyDirs(settings, cmd.Flags()); err != nil {

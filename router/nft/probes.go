@@ -68,7 +68,7 @@ func magic() part {
 func (f field) above(rate uint64, burst uint32, s *Set) part {
 	is4 := s.Key[0].size == addr4.size
 	return part{
-		fmt.Sprintf("update @%s { %s %s limit rate over %d/second burst %d packets }", s.Name, ip(is4), f.word, rate, burst),
+		fmt.Sprintf("update @%s { %s %s limit rate over %d/second burst %v packets }", s.Name, ip(is4), f.word, rate, burst),
 		append(f.load(is4), &expr.Dynset{
 			SrcRegKey: reg, SetName: s.Name, Operation: unix.NFT_DYNSET_OP_UPDATE,
 			Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Unit: expr.LimitTimeSecond, Burst: burst, Over: true}},
@@ -79,7 +79,7 @@ func (f field) above(rate uint64, burst uint32, s *Set) part {
 // limited matches packets up to a rate.
 func limited(rate uint64, burst uint32) part {
 	return part{
-		fmt.Sprintf("limit rate %d/second burst %d packets", rate, burst),
+		fmt.Sprintf("limit rate %d/second burst %v packets", rate, burst),
 		[]expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Unit: expr.LimitTimeSecond, Burst: burst}},
 	}
 }

@@ -130,7 +130,7 @@ func (c *Conn) send(to netip.AddrPort, from netip.Addr, payload []byte, size int
 	whole := max(size, f.header+udpHeader+len(payload))
 	switch {
 	case whole > maxPacket:
-		return fmt.Errorf("%d bytes: %w", whole, unix.EMSGSIZE)
+		return fmt.Errorf("packet size %d: %w", whole, unix.EMSGSIZE)
 	case size != 0 && whole > size:
 		return fmt.Errorf("the payload of %d bytes does not fit into a packet of %d", len(payload), size)
 	}
@@ -154,7 +154,7 @@ func (c *Conn) send(to netip.AddrPort, from netip.Addr, payload []byte, size int
 	}
 	_, err = unix.SendmsgN(s.fd, udp, control, destination(to.Addr()), unix.MSG_DONTWAIT)
 	if errors.Is(err, unix.EMSGSIZE) {
-		return fmt.Errorf("%d bytes: %w", whole, err)
+		return fmt.Errorf("packet size %d: %w", whole, err)
 	}
 	return err
 }

@@ -228,8 +228,8 @@ func TestPodsHaveOnlyTheNeededRights(t *testing.T) {
 				t.Errorf("%s has the security context %+v, want no privileges, a read-only root and all capabilities dropped", o.Metadata.Name, s)
 			}
 			for _, c := range s.Capabilities.Add {
-				if c != "NET_ADMIN" && c != "NET_BIND_SERVICE" {
-					t.Errorf("%s adds the capability %s, want only NET_ADMIN and NET_BIND_SERVICE", o.Metadata.Name, c)
+				if c != "NET_ADMIN" && c != "NET_RAW" && c != "NET_BIND_SERVICE" {
+					t.Errorf("%s adds the capability %s, want only NET_ADMIN, NET_RAW and NET_BIND_SERVICE", o.Metadata.Name, c)
 				}
 			}
 		}
