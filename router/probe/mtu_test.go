@@ -16,6 +16,7 @@ import (
 
 // A padded probe arrives up to the MTU of the link, with its size and the beginning of its payload.
 func TestPaddedProbesArriveUpToTheLinksMTU(t *testing.T) {
+	t.Parallel()
 	for _, mtu := range []int{1280, 1500, 9000} {
 		a, b := neighbours(t, mtu)
 		for _, f := range families {
@@ -37,6 +38,7 @@ func TestPaddedProbesArriveUpToTheLinksMTU(t *testing.T) {
 // What is larger than the MTU on the way is lost, whether the router says so or not. Nothing remembers
 // the smaller MTU: when it grows, the larger probe arrives.
 func TestAProbeIsNeverFragmentedOnTheWay(t *testing.T) {
+	t.Parallel()
 	for _, silent := range []bool{false, true} {
 		t.Run(fmt.Sprintf("the router sends no ICMP error: %v", silent), func(t *testing.T) {
 			a, b, router := newHost(t), newHost(t), routertest.New(t)

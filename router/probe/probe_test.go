@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
 	"weft/router/nft"
@@ -198,6 +199,7 @@ func neighbours(t testing.TB, mtu int) (a, b *host) {
 // A probe leaves from WireGuard's port, which another socket holds. The same packet reaches the socket
 // that holds the port at the other host, so its checksum is right.
 func TestProbesTravelBetweenTheTunnelsPorts(t *testing.T) {
+	t.Parallel()
 	a, b := neighbours(t, 1500)
 	for _, f := range families {
 		for _, from := range []string{"", f.other, f.a} {
@@ -230,6 +232,7 @@ func TestProbesTravelBetweenTheTunnelsPorts(t *testing.T) {
 
 // Only what firewalls would let through to the tunnel arrives.
 func TestAFirewallThatDropsTheTunnelDropsProbes(t *testing.T) {
+	t.Parallel()
 	a, b := neighbours(t, 1500)
 	for _, f := range families {
 		a.send(f.b, "", "resolves the neighbour", 0)
@@ -248,6 +251,7 @@ func TestAFirewallThatDropsTheTunnelDropsProbes(t *testing.T) {
 }
 
 func TestOtherDatagramsAreNotDelivered(t *testing.T) {
+	t.Parallel()
 	a, b := neighbours(t, 1500)
 	for _, f := range families {
 		for _, other := range []string{"", "w", "\x04\x00\x00\x00data", "wefu", "Weft", "xweft"} {
@@ -262,6 +266,7 @@ func TestOtherDatagramsAreNotDelivered(t *testing.T) {
 
 // One source cannot use up what the other sources need.
 func TestAFloodFromOneSourceIsLimited(t *testing.T) {
+	t.Parallel()
 	a, b := neighbours(t, 1500)
 	for _, f := range families {
 		start := time.Now()
@@ -283,6 +288,7 @@ func TestAFloodFromOneSourceIsLimited(t *testing.T) {
 
 // Forged source addresses fill the kernel's memory of sources. A known peer still gets through.
 func TestForgedSourcesDoNotSilenceAPeer(t *testing.T) {
+	t.Parallel()
 	a, b := neighbours(t, 1500)
 	run(t, a.ns, "ip", "route", "add", "local", "198.18.0.0/15", "dev", "lo")
 	run(t, b.ns, "ip", "route", "add", "198.18.0.0/15", "via", "192.0.2.1")
@@ -311,5 +317,40 @@ func TestForgedSourcesDoNotSilenceAPeer(t *testing.T) {
 	n += arrived()
 	if most := 1000 + int(1000*time.Since(start).Seconds()) + 1; n > most {
 		t.Errorf("%d forged probes arrived, want at most %d", n, most)
+	}
+}
+
+// The kernel merges datagrams of a flow that arrive together, if the socket at the port asks for it, as
+// wireguard-go does. All probes arrive nevertheless, among the packets of WireGuard.
+func TestProbesThatArriveTogetherAreNotMerged(t *testing.T) {
+	t.Parallel()
+	a, b := neighbours(t, 1500)
+	if _, err := exec.LookPath("ethtool"); err != nil {
+		t.Skip("ethtool is not installed: run apt-get install ethtool")
+	}
+	run(t, b.ns, "ethtool", "-K", "under", "gro", "on")
+	run(t, a.ns, "ethtool", "-K", "under", "tso", "off") // else a veth pair merges nothing
+	raw, err := b.holder.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		// Packets wait until the neighbour's link address is known, and then leave together.
+		loadRules(t, b.ns, "table arp silent { chain in { type filter hook input priority 0; drop; }; }; table ip6 silent { chain in { type filter hook input priority 0; icmpv6 type nd-neighbor-solicit drop; }; }")
+		for i := range 40 {
+			a.send(f.b, "", fmt.Sprintf("%03d", i), 200)
+			if _, err := a.holder.WriteTo(make([]byte, 172), net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(f.b), port))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		run(t, b.ns, "nft", "delete", "table", "arp", "silent")
+		run(t, b.ns, "nft", "delete", "table", "ip6", "silent")
+		for i := range 40 {
+			b.expect(fmt.Sprintf("%03d", i))
+		}
 	}
 }

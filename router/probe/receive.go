@@ -15,7 +15,7 @@ import (
 
 // These are the kernel's names for the netlink log (linux/netfilter/nfnetlink_log.h).
 const (
-	logPacket    = unix.NFNL_SUBSYS_ULOG<<8 | 0 // NFULNL_MSG_PACKET
+	logPacket    = unix.NFNL_SUBSYS_ULOG << 8   // NFULNL_MSG_PACKET, which is 0
 	logConfigure = unix.NFNL_SUBSYS_ULOG<<8 | 1 // NFULNL_MSG_CONFIG
 
 	configCommand   = 1 // NFULA_CFG_CMD
