@@ -3,6 +3,7 @@ package probe_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -65,15 +66,16 @@ func newHost(t testing.TB) *host {
 	h := openHost(t)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
+	conn := h.conn
 	go func() {
-		ended <- h.conn.Receive(ctx, func(d probe.Datagram) {
+		ended <- conn.Receive(ctx, func(d probe.Datagram) {
 			d.Payload = bytes.Clone(d.Payload)
 			h.got <- d
 		})
 	}()
 	t.Cleanup(func() {
 		stop()
-		if err := <-ended; err != nil {
+		if err := <-ended; err != nil && conn == h.conn {
 			t.Errorf("Receive returned the error %v, want none after its context ended", err)
 		}
 	})
@@ -351,6 +353,46 @@ func TestProbesThatArriveTogetherAreNotMerged(t *testing.T) {
 		run(t, b.ns, "nft", "delete", "table", "ip6", "silent")
 		for i := range 40 {
 			b.expect(fmt.Sprintf("%03d", i))
+		}
+	}
+}
+
+// The log group has one reader, and a host without IPv6 still probes over IPv4.
+func TestOpenAndClose(t *testing.T) {
+	t.Parallel()
+	a, b := neighbours(t, 1500)
+	a.ns.Do(func() {
+		if _, err := probe.Open(probe.Config{Port: port}); err == nil || !strings.Contains(err.Error(), "weft stop") {
+			t.Errorf("opening a second time: error %v, want one that names weft stop", err)
+		}
+	})
+	if err := a.conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.trySend("192.0.2.2", "", payload("closed"), 0); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("sending after Close: error %v, want net.ErrClosed", err)
+	}
+	run(t, a.ns, "sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1")
+	a.ns.Do(func() {
+		var err error
+		if a.conn, err = probe.Open(probe.Config{Port: port}); err != nil {
+			t.Fatalf("opening without IPv6: %v", err)
+		}
+	})
+	if err := a.trySend("2001:db8::2", "", payload("unreachable"), 0); err == nil {
+		t.Error("sending over IPv6 on a host without it: no error, want one")
+	}
+	a.send("192.0.2.2", "", "over IPv4", 0)
+	b.expect("over IPv4")
+	for what, err := range map[string]error{
+		"an invalid address":    a.conn.Send(netip.AddrPort{}, netip.Addr{}, payload(""), 0),
+		"a source of IPv6":      a.trySend("192.0.2.2", "2001:db8::1", payload(""), 0),
+		"a source of elsewhere": a.trySend("192.0.2.2", "192.0.2.99", payload(""), 0),
+		"a size too small":      a.trySend("192.0.2.2", "", payload("payload"), 30),
+		"a size too large":      a.trySend("192.0.2.2", "", payload("payload"), 1<<17),
+	} {
+		if err == nil {
+			t.Errorf("sending with %s: no error, want one", what)
 		}
 	}
 }

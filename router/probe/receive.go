@@ -69,8 +69,8 @@ func openLog() (*netlink.Conn, error) {
 		}
 		if err != nil {
 			conn.Close()
-			if errors.Is(err, unix.EBUSY) {
-				return nil, fmt.Errorf("binding the netlink log group %d: %w: another process reads it: stop that agent with `weft stop`", Group, err)
+			if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY) {
+				return nil, fmt.Errorf("binding the netlink log group %d: %w: this process lacks CAP_NET_ADMIN, or another agent reads the group: stop that agent with `weft stop`", Group, err)
 			}
 			return nil, fmt.Errorf("binding the netlink log group %d: %w", Group, err)
 		}

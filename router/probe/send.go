@@ -18,7 +18,7 @@ type family struct {
 	header int // bytes of the IP header
 	// nowhere is a multicast address for documentation (RFC 5771 and RFC 6676). A socket bound to it
 	// receives no packet, and still sends from any address.
-	nowhere unix.Sockaddr
+	nowhere netip.Addr
 	options []option
 	level   int
 	hops    int // the option of the TTL or hop limit
@@ -29,14 +29,14 @@ type option struct{ level, name, value int }
 var (
 	family4 = &family{
 		name: "IPv4", domain: unix.AF_INET, header: ipv4Header,
-		nowhere: &unix.SockaddrInet4{Addr: [4]byte{233, 252, 0, 1}},
+		nowhere: netip.MustParseAddr("233.252.0.1"),
 		// "Don't fragment", and the path MTU that the kernel has learned from ICMP is ignored.
 		options: []option{{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE}},
 		level:   unix.IPPROTO_IP, hops: unix.IP_TTL,
 	}
 	family6 = &family{
 		name: "IPv6", domain: unix.AF_INET6, header: ipv6Header,
-		nowhere: &unix.SockaddrInet6{Addr: [16]byte{0xff, 0x0e, 10: 0x0d, 11: 0xb8, 15: 1}},
+		nowhere: netip.MustParseAddr("ff0e::db8:0:1"),
 		options: []option{
 			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
 			{unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1},
@@ -78,7 +78,7 @@ func openSender(f *family) (*sender, error) {
 		Len: 1, Filter: &unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 	})
 	if err == nil {
-		err = unix.Bind(fd, f.nowhere)
+		err = unix.Bind(fd, destination(f.nowhere))
 	}
 	for _, o := range f.options {
 		if err == nil {
