@@ -99,10 +99,12 @@ type Target struct {
 
 // The states of a connection.
 const (
-	ConnEstablished = "established" // a handshake within the last three minutes
-	ConnPending     = "pending"     // configured, no handshake yet
-	ConnRetrying    = "retrying"    // the last handshake is too old
-	ConnFailed      = "failed"      // no tunnel is possible, see Info
+	ConnDirect  = "direct"  // packets travel both ways
+	ConnPending = "pending" // not measured yet
+	ConnBlocked = "blocked" // the tunnel's UDP port does not answer, though gossip does
+	ConnOneWay  = "one-way" // packets travel in one direction only, see Info
+	ConnSilent  = "silent"  // nothing comes from the peer, neither through the tunnel nor by gossip
+	ConnFailed  = "failed"  // no tunnel is possible, see Info
 )
 
 // Connection is a tunnel to another peer.
@@ -118,6 +120,12 @@ type Connection struct {
 	MTU       int            `json:"mtu,omitempty"`       // largest overlay packet to the peer
 	Received  int64          `json:"received"`            // received bytes
 	Sent      int64          `json:"sent"`                // bytes
+
+	RoundTrip    *float64 `json:"roundTrip,omitempty"` // seconds, from probes of the underlay; absent: not measured
+	Loss         *float64 `json:"loss,omitempty"`      // the part of the last probes without an answer: 0 to 1; absent: not measured
+	PathMTU      int      `json:"pathMTU,omitempty"`   // largest packet of the underlay to the peer, as measured; 0: not measured
+	ReceivedRate float64  `json:"receivedRate"`        // bytes per second
+	SentRate     float64  `json:"sentRate"`            // bytes per second
 }
 
 // Peer is one member of the mesh, this host included.
