@@ -1,0 +1,224 @@
+package path
+
+import (
+	"slices"
+	"time"
+)
+
+// timeout is how long the answer to a question may take before it is missed.
+func (r *remote) timeout() time.Duration {
+	if r.current == nil || r.current.samples == 0 {
+		return time.Second
+	}
+	return min(max(3*r.current.rtt, 300*time.Millisecond), 2*time.Second)
+}
+
+// gap is the time between two rounds of an alarm.
+func (r *remote) gap() time.Duration {
+	switch {
+	case r.down() && r.Quiet:
+		return quietGap - r.prober.upTo(quietGap/4)
+	case r.down():
+		return downGap - r.prober.upTo(downGap/4)
+	case r.underLoad && r.current != nil:
+		return min(max(2*r.current.rtt, gapMin), gapMax)
+	case r.current != nil:
+		return min(max(2*r.current.rtt, gapMin*3/2), gapMax)
+	}
+	return gapMin * 3 / 2
+}
+
+// due returns the questions that this peer is to be asked now.
+func (r *remote) due(now time.Time, out []Send) []Send {
+	r.expire(now)
+	switch {
+	case !r.alarm.IsZero():
+	case !r.sentSince.IsZero() && now.Sub(r.sentSince) >= unansweredAfter:
+		r.raise(now, false, true)
+	case !r.first && now.Sub(latest(r.path.Asked, r.path.Answered)) > patience:
+		r.raise(now, false, false)
+	}
+	if !r.alarm.IsZero() && !now.Before(r.next) {
+		out = r.round(now, out)
+	}
+	if r.alarm.IsZero() && r.asksCalm() && !now.Before(r.calmAt) && r.current != nil {
+		out = r.ask(now, out, r.current, 0)
+		r.calmAt = r.later(now)
+	}
+	if r.first && r.alarm.IsZero() && !now.Before(r.othersAt) && len(r.addrs) > 1 {
+		for _, a := range r.addrs {
+			if a != r.current || r.looks > 0 {
+				out = r.ask(now, out, a, 0)
+			}
+		}
+		r.othersAt = now.Add(othersEvery)
+		if r.looks > 0 {
+			r.looks--
+			if r.looks > 0 {
+				r.othersAt = now.Add(gapMin)
+			}
+		}
+	}
+	for _, a := range r.addrs {
+		if a.check {
+			a.check = false
+			out = r.ask(now, out, a, 0)
+		}
+	}
+	return r.measure(now, out)
+}
+
+// asksCalm reports whether this host asks the calm tunnel: the other side does not, if gossip has lost it.
+func (r *remote) asksCalm() bool { return r.first || r.Quiet }
+
+// expire drops questions whose answers would come too late, and raises an alarm if the calm path has not
+// answered in time.
+func (r *remote) expire(now time.Time) {
+	limit := r.timeout()
+	for i := range r.asks {
+		q := &r.asks[i]
+		if q.late || now.Sub(q.at) < limit {
+			continue
+		}
+		q.late = true
+		if q.size == 0 && q.addr == r.current && r.alarm.IsZero() && q.addr.answered.Before(q.at) {
+			r.raise(now, true, r.recent(now))
+		}
+	}
+	r.asks = slices.DeleteFunc(r.asks, func(q ask) bool {
+		old := now.Sub(q.at) >= forgetAfter
+		if old && q.size == 0 {
+			q.addr.note(false)
+		}
+		return old
+	})
+	r.changes = slices.DeleteFunc(r.changes, func(t time.Time) bool { return now.Sub(t) > flappingSpan })
+	r.path.Changes = len(r.changes)
+	if r.first || !r.path.Measured || r.down() {
+		if a := r.current; a != nil && a.samples > 0 {
+			r.path.RTT, r.path.Measured = a.rtt, true
+			if loss, ok := a.loss(); ok {
+				r.path.Loss = loss
+			}
+		}
+	}
+}
+
+// round asks all addresses, and gives the path up after enough rounds without an answer.
+func (r *remote) round(now time.Time, out []Send) []Send {
+	needed := restRounds
+	if r.underLoad {
+		needed = trafficRounds
+	}
+	if r.rounds >= needed {
+		r.giveUp(now)
+	}
+	r.rounds++
+	r.next = now.Add(r.gap())
+	if r.current != nil {
+		out = r.ask(now, out, r.current, 0)
+		if r.rounds > 1 && !r.down() {
+			out = r.ask(now, out, r.current, 0)
+		}
+	}
+	if r.rounds > 1 || r.current == nil {
+		for _, a := range r.addrs {
+			if a != r.current {
+				out = r.ask(now, out, a, 0)
+			}
+		}
+	}
+	return out
+}
+
+// heardFor is how long received data proves that the tunnel to a peer works whose version does not answer
+// probes: WireGuard sends a keepalive every 25 s.
+const heardFor = 40 * time.Second
+
+// sessionLife is how long WireGuard uses the keys of a handshake (REJECT_AFTER_TIME).
+const sessionLife = 180 * time.Second
+
+// giveUp decides what it means that nothing has answered.
+func (r *remote) giveUp(now time.Time) {
+	if !r.capable && !r.underLoad {
+		if now.Sub(r.path.Received) < heardFor {
+			r.set(now, Direct)
+			return
+		}
+		if now.Sub(r.traffic.Handshake) < sessionLife && now.Sub(r.observed) < heardFor {
+			return // its keepalive may come yet
+		}
+	}
+	if s := 3 * time.Second; now.Sub(r.path.Received) < s || now.Sub(r.path.Asked) < s+downGap {
+		r.set(now, Unheard)
+		return
+	}
+	r.set(now, Deaf)
+}
+
+// ask appends a question to an address.
+func (r *remote) ask(now time.Time, out []Send, a *address, size int) []Send {
+	const maxAsks = 256
+	if len(r.asks) >= maxAsks {
+		return out
+	}
+	m := message{kind: question, id: r.prober.newID(), stamp: now.UnixNano(), size: uint16(size), mtu: uint16(r.path.MTU), rtt: r.path.RTT, loss: uint16(r.path.Loss * 10000)}
+	if a == r.current {
+		m.flags |= flagChosen
+	}
+	if !r.alarm.IsZero() && r.rounds > 1 {
+		m.flags |= flagDeaf
+	}
+	payload := r.prober.seal(r, m)
+	if payload == nil {
+		return out
+	}
+	r.asks = append(r.asks, ask{id: m.id, at: now, addr: a, size: size})
+	return append(out, Send{To: a.to, Payload: payload, Size: size, id: m.id, peer: r.ID})
+}
+
+// nextAt returns when due has something to do.
+func (r *remote) nextAt() time.Time {
+	var at time.Time
+	take := func(t time.Time) {
+		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	if r.alarm.IsZero() {
+		if r.asksCalm() {
+			take(r.calmAt)
+		} else {
+			take(latest(r.path.Asked, r.path.Answered).Add(patience + calmStep).Truncate(calmStep))
+		}
+		if r.first && len(r.addrs) > 1 {
+			take(r.othersAt)
+		}
+		if !r.sentSince.IsZero() {
+			take(r.sentSince.Add(unansweredAfter))
+		}
+		for _, q := range r.asks {
+			if !q.late {
+				take(q.at.Add(r.timeout()))
+			}
+		}
+	} else {
+		take(r.next)
+	}
+	for _, a := range r.addrs {
+		if a.check {
+			take(r.path.Since) // at once
+		}
+	}
+	if r.measurable() {
+		take(latest(r.mtu.next, r.path.Since)) // at once, if it has never been measured
+	}
+	return at
+}
+
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

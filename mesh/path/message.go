@@ -1,0 +1,166 @@
+package path
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Magic is how each probe begins. WireGuard's messages begin with 1 to 4, and both kinds of WireGuard
+// silently drop others.
+var Magic = [4]byte{'w', 'e', 'f', 't'}
+
+// A probe on the wire:
+//
+//	 4 bytes  Magic
+//	 8        mark: tells the receiver whose key opens the probe
+//	12        nonce, random
+//	54        the body, sealed with AES-256-GCM
+//	16        the seal's tag
+//	 n        padding of a probe that measures the MTU; it is not part of the message
+const (
+	markSize  = 8
+	nonceSize = 12
+	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + reserved + 18
+	tagSize   = 16
+	reserved  = 8 // bytes of the body that later versions may use
+
+	// messageSize is the size of a probe without padding.
+	messageSize = len(Magic) + markSize + nonceSize + bodySize + tagSize
+)
+
+// kind tells questions from answers.
+type kind uint8
+
+const (
+	question kind = 1
+	answer   kind = 2
+)
+
+// Flags of a probe.
+const (
+	flagChosen uint8 = 1 << iota // a question: the sender's tunnel uses this pair of addresses
+	flagDeaf                     // a question: the sender's last questions were not answered
+)
+
+// message is the content of a probe. Fields that a version does not know stay zero.
+type message struct {
+	kind  kind
+	flags uint8
+	id    uint64 // of the question; an answer repeats it
+	stamp int64  // the sender's clock in nanoseconds: a replayed probe has an old one
+	size  uint16 // the size of the IP packet of the question; an answer repeats what arrived
+	mtu   uint16 // the path MTU that the sender has measured; 0: none
+	rtt   time.Duration
+	loss  uint16         // parts of 10,000
+	seen  netip.AddrPort // an answer: where the question came from
+}
+
+// Key seals and opens the probes between this host and one peer.
+type Key struct {
+	out, in         cipher.AEAD
+	outMark, inMark [markSize]byte
+}
+
+// NewKey derives the key for probes from the X25519 secret that two peers share by their WireGuard keys.
+// So both ends have it as soon as they know each other's record, after a restart as well.
+func NewKey(shared []byte, own, other [32]byte) (Key, error) {
+	var k Key
+	var err error
+	if k.out, k.outMark, err = derive(shared, own, other); err != nil {
+		return Key{}, err
+	}
+	k.in, k.inMark, err = derive(shared, other, own)
+	return k, err
+}
+
+// derive returns the key and the mark of one direction.
+func derive(shared []byte, from, to [32]byte) (aead cipher.AEAD, mark [markSize]byte, err error) {
+	info := "weft probe 1" + string(from[:]) + string(to[:])
+	secret, err := hkdf.Key(sha256.New, shared, nil, info, 32+markSize)
+	if err != nil {
+		return nil, mark, fmt.Errorf("path: deriving a key for probes: %w", err)
+	}
+	copy(mark[:], secret[32:])
+	block, err := aes.NewCipher(secret[:32])
+	if err != nil {
+		return nil, mark, fmt.Errorf("path: deriving a key for probes: %w", err)
+	}
+	aead, err = cipher.NewGCM(block)
+	return aead, mark, err
+}
+
+// seal returns a message as it travels. Its nonce comes from random.
+func (k Key) seal(m message, random io.Reader) ([]byte, error) {
+	out := make([]byte, 0, messageSize)
+	out = append(append(out, Magic[:]...), k.outMark[:]...)
+	out = out[:len(out)+nonceSize]
+	nonce := out[len(out)-nonceSize:]
+	if _, err := io.ReadFull(random, nonce); err != nil {
+		return nil, fmt.Errorf("path: reading random bytes: %w", err)
+	}
+	return k.out.Seal(out, nonce, m.encode(), out[:len(Magic)+markSize]), nil
+}
+
+// markOf returns the mark of a probe; false if it cannot be a probe.
+func markOf(b []byte) (mark [markSize]byte, ok bool) {
+	if len(b) < messageSize || !bytes.HasPrefix(b, Magic[:]) {
+		return mark, false
+	}
+	copy(mark[:], b[len(Magic):])
+	return mark, true
+}
+
+// open returns the message of a probe; false if the peer did not seal it.
+func (k Key) open(b []byte) (message, bool) {
+	if mark, ok := markOf(b); !ok || mark != k.inMark {
+		return message{}, false
+	}
+	head := len(Magic) + markSize
+	body, err := k.in.Open(nil, b[head:head+nonceSize], b[head+nonceSize:messageSize], b[:head])
+	if err != nil {
+		return message{}, false
+	}
+	return decode(body)
+}
+
+func (m message) encode() []byte {
+	b := make([]byte, 0, bodySize)
+	b = append(b, byte(m.kind), m.flags)
+	b = binary.BigEndian.AppendUint64(b, m.id)
+	b = binary.BigEndian.AppendUint64(b, uint64(m.stamp))
+	b = binary.BigEndian.AppendUint16(b, m.size)
+	b = binary.BigEndian.AppendUint16(b, m.mtu)
+	b = binary.BigEndian.AppendUint32(b, uint32(min(m.rtt.Microseconds(), 1<<32-1)))
+	b = binary.BigEndian.AppendUint16(b, m.loss)
+	b = append(b, make([]byte, reserved)...)
+	var addr [16]byte // zero: no address
+	if m.seen.IsValid() {
+		addr = m.seen.Addr().As16()
+	}
+	b = append(b, addr[:]...)
+	return binary.BigEndian.AppendUint16(b, m.seen.Port())
+}
+
+// decode reads the body of a probe.
+func decode(b []byte) (m message, ok bool) {
+	if len(b) < bodySize {
+		return m, false
+	}
+	m.kind, m.flags = kind(b[0]), b[1]
+	m.id, m.stamp = binary.BigEndian.Uint64(b[2:]), int64(binary.BigEndian.Uint64(b[10:]))
+	m.size, m.mtu = binary.BigEndian.Uint16(b[18:]), binary.BigEndian.Uint16(b[20:])
+	m.rtt, m.loss = time.Duration(binary.BigEndian.Uint32(b[22:]))*time.Microsecond, binary.BigEndian.Uint16(b[26:])
+	at := 28 + reserved
+	if addr := netip.AddrFrom16([16]byte(b[at : at+16])).Unmap(); addr != netip.IPv6Unspecified() {
+		m.seen = netip.AddrPortFrom(addr, binary.BigEndian.Uint16(b[at+16:]))
+	}
+	return m, m.kind == question || m.kind == answer
+}

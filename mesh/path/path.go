@@ -1,0 +1,264 @@
+// Package path measures the paths between this host and its peers: whether packets arrive, by which pair
+// of addresses best, how long they take, and how large they may be.
+//
+// A Prober sends small sealed questions from the very UDP port of the tunnel, and answers those of peers.
+// So probes meet the same firewalls and NAT as the tunnel. It is a state machine without a clock or a
+// socket: callers pass the time, what arrived, and what WireGuard counted; they send what it returns.
+//
+//	       a new peer, an unanswered probe, traffic without an answer,
+//	       a question of a peer that hears nothing, changed addresses
+//	calm ────────────────────────────────────────────────────────────▶ alarm
+//	 ▲     one prober per pair asks every 10 to 15 s                     │  asks all addresses
+//	 └───────────────────────────────────────────────────────────────────┤  in quick rounds
+//	            an answer, or received data                              ▼
+//	            (two answers, once it was down)                        down: asks every 3 s
+//
+// What makes an address count as working is only an answer to this host's own question, which carries a
+// random number. So a replayed probe can neither move a tunnel nor keep a dead peer alive.
+//
+// A Prober is not safe for concurrent use. It never decides what to do about a path.
+package path
+
+import (
+	"io"
+	"net/netip"
+	"time"
+
+	"weft/mesh/peer"
+)
+
+// State is what is known about the tunnel to a peer.
+type State uint8
+
+// These are the states. The reason of Blocked or Silent is the caller's to find: both mean that nothing
+// is heard.
+const (
+	Unknown State = iota // not measured yet
+	Direct               // packets travel both ways
+	Deaf                 // nothing comes from the peer
+	Unheard              // the peer's packets arrive, but it does not hear this host
+)
+
+// Path is what is known about the path to a peer.
+type Path struct {
+	State State
+	Since time.Time // when State began
+	// Endpoint is the address and port that the tunnel should use; invalid while no address is known to
+	// work. It stays when the path fails.
+	Endpoint netip.AddrPort
+	RTT      time.Duration // smoothed; 0: not measured
+	Loss     float64       // of the last probes: 0 to 1
+	Measured bool          // whether RTT and Loss come from probes
+	MTU      int           // the path MTU; 0: not measured
+	// Answered is when the peer last answered a probe, Received is when its data last arrived through the
+	// tunnel, Asked when its last question arrived. Zero: never.
+	Answered, Received, Asked time.Time
+	// Refused means that this host's own kernel refused to send the last probe.
+	Refused bool
+	// Changes is how often State changed between Direct and another one within the last ten minutes.
+	Changes int
+}
+
+// Alive reports when a packet last proved that the peer is alive; zero: never.
+func (p Path) Alive() time.Time {
+	if p.Answered.After(p.Received) {
+		return p.Answered
+	}
+	return p.Received
+}
+
+// Remote is a peer to which this host has a tunnel.
+type Remote struct {
+	ID  peer.ID
+	Key Key
+	// Addrs are the addresses of its record that this host can send to, the preferred one first.
+	Addrs []netip.AddrPort
+	// MTU returns the MTU of this host's route to an address; 0: unknown.
+	MTU func(netip.Addr) int
+	// Quiet means that gossip does not reach the peer, so that it is probably switched off.
+	Quiet bool
+}
+
+// Traffic is what WireGuard counted for a peer.
+type Traffic struct {
+	Endpoint       netip.AddrPort
+	Received, Sent int64
+	Handshake      time.Time
+}
+
+// Arrival is a probe that arrived.
+type Arrival struct {
+	From, To netip.AddrPort
+	Payload  []byte
+	Size     int // of the IP packet
+}
+
+// Send is a probe to send.
+type Send struct {
+	To      netip.AddrPort
+	From    netip.Addr // invalid: the kernel chooses
+	Payload []byte
+	Size    int // of the IP packet, padded; 0: no padding
+	id      uint64
+	peer    peer.ID
+}
+
+// These are the times of the state machine.
+const (
+	idleMin, idleMax = 10 * time.Second, 15 * time.Second // between two probes of a calm tunnel
+	patience         = idleMax + 1500*time.Millisecond    // how long the peer that does not probe waits for the other one
+	unansweredAfter  = 800 * time.Millisecond             // traffic without an answer for so long is an alarm
+	gapMin, gapMax   = 200 * time.Millisecond, time.Second
+	downGap          = 3 * time.Second  // between two rounds once a path is down
+	quietGap         = 12 * time.Second // the same for a peer that gossip does not reach either
+	forgetAfter      = 5 * time.Second  // an answer that comes later does not count
+	othersEvery      = 2 * time.Minute  // between two looks at the addresses that are not used
+	hold             = 30 * time.Second // between two changes to a nearer address
+	learnedFor       = 3 * time.Minute
+	flappingSpan     = 10 * time.Minute
+)
+
+const (
+	// trafficRounds is how many rounds of an alarm without an answer mean that a path is down, if
+	// traffic is going on; restRounds is the same for a tunnel at rest, where more time is left.
+	trafficRounds, restRounds = 5, 10
+	maxLearned                = 4
+	maxAddrs                  = 16
+	lossWindow                = 32
+)
+
+// calmStep is the grid of calm probes: those that are due close together go out together, so that the
+// processor can sleep in between.
+const calmStep = 500 * time.Millisecond
+
+// Config configures a Prober.
+type Config struct {
+	Self   peer.ID
+	Random io.Reader
+}
+
+// Prober measures the paths to all peers.
+type Prober struct {
+	cfg     Config
+	peers   map[peer.ID]*remote
+	byMark  map[[markSize]byte]*remote
+	version uint64
+}
+
+// New makes a Prober without peers.
+func New(cfg Config) *Prober {
+	return &Prober{cfg: cfg, peers: map[peer.ID]*remote{}, byMark: map[[markSize]byte]*remote{}}
+}
+
+// Version grows whenever a State, an Endpoint or an MTU changes.
+func (p *Prober) Version() uint64 { return p.version }
+
+// Configure sets the peers. moved means that this host's own addresses or routes have changed, so that
+// all paths are measured anew.
+func (p *Prober) Configure(now time.Time, remotes []Remote, moved bool) {
+	next := make(map[peer.ID]*remote, len(remotes))
+	p.byMark = make(map[[markSize]byte]*remote, len(remotes))
+	for _, r := range remotes {
+		old := p.peers[r.ID]
+		if old == nil || old.Key.inMark != r.Key.inMark {
+			old = &remote{prober: p, first: prober(p.cfg.Self, r.ID)}
+		}
+		old.configure(now, r, moved)
+		next[r.ID], p.byMark[r.Key.inMark] = old, old
+	}
+	if len(next) != len(p.peers) {
+		p.version++
+	}
+	p.peers = next
+}
+
+// prober reports whether the first of two peers probes a calm tunnel. Half of all peers do, whatever
+// their order.
+func prober(self, other peer.ID) bool {
+	var odd byte
+	less := false
+	for i := range self {
+		odd ^= self[i] ^ other[i]
+	}
+	for i := range self {
+		if self[i] != other[i] {
+			less = self[i] < other[i]
+			break
+		}
+	}
+	return less == (odd&1 == 0)
+}
+
+// Observe takes what WireGuard has counted.
+func (p *Prober) Observe(now time.Time, seen func(peer.ID) (Traffic, bool)) {
+	for id, r := range p.peers {
+		if t, ok := seen(id); ok {
+			r.observe(now, t)
+		}
+	}
+}
+
+// Receive takes a probe that arrived, and returns the answer to it.
+func (p *Prober) Receive(now time.Time, a Arrival) (Send, bool) {
+	mark, ok := markOf(a.Payload)
+	if !ok {
+		return Send{}, false
+	}
+	r := p.byMark[mark]
+	if r == nil {
+		return Send{}, false
+	}
+	m, ok := r.Key.open(a.Payload)
+	if !ok {
+		return Send{}, false
+	}
+	if m.kind == answer {
+		r.answered(now, a, m)
+		return Send{}, false
+	}
+	return r.asked(now, a, m)
+}
+
+// Failed tells that the kernel refused to send a probe.
+func (p *Prober) Failed(now time.Time, s Send) {
+	if r := p.peers[s.peer]; r != nil {
+		r.failed(now, s)
+	}
+}
+
+// Due returns the probes to send now.
+func (p *Prober) Due(now time.Time) (out []Send) {
+	for _, r := range p.peers {
+		out = r.due(now, out)
+	}
+	return out
+}
+
+// Next returns when Due should be called again.
+func (p *Prober) Next(now time.Time) time.Time {
+	next := now.Add(idleMax)
+	for _, r := range p.peers {
+		if t := r.nextAt(); t.Before(next) {
+			next = t
+		}
+	}
+	return next
+}
+
+// Path returns what is known about the path to a peer.
+func (p *Prober) Path(id peer.ID) (Path, bool) {
+	r := p.peers[id]
+	if r == nil {
+		return Path{}, false
+	}
+	return r.path, true
+}
+
+// seal seals a message for a peer.
+func (p *Prober) seal(r *remote, m message) []byte {
+	b, err := r.Key.seal(m, p.cfg.Random)
+	if err != nil {
+		return nil // the kernel's random numbers never end
+	}
+	return b
+}

@@ -1,0 +1,228 @@
+package path
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// between cuts or changes the packets from one network address to another.
+func netOf(a netip.Addr) byte { return a.As4()[1] }
+
+func TestPathsAreMeasured(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	w.link = func(_, _ netip.Addr, size int) (bool, time.Duration) { return size <= 1450, 20 * time.Millisecond }
+	w.configure(false)
+	w.run(20 * time.Second)
+	for i := range w.hosts {
+		for j := range w.hosts {
+			if i == j {
+				continue
+			}
+			p := w.path(i, j)
+			if p.State != Direct || p.Endpoint != netip.AddrPortFrom(w.hosts[j].addrs[0], port) || !p.Measured || p.RTT < 40*time.Millisecond || p.RTT > 41*time.Millisecond || p.Loss != 0 || p.MTU < 1447 || p.MTU > 1450 {
+				t.Errorf("host %d measured the path to host %d as %+v; want direct, 40 ms, no loss, an MTU of 1450", i, j, p)
+			}
+		}
+	}
+}
+
+// A cut shows within 3 s under traffic and within 20 s at rest, on both sides, and its end within 5 s.
+func TestCutsShowInTime(t *testing.T) {
+	for _, busy := range []bool{true, false} {
+		for _, way := range []string{"both", "to 1", "to 0"} {
+			w := newWorld(t, 2, 1)
+			cut := false
+			w.link = func(_, to netip.Addr, _ int) (bool, time.Duration) {
+				return !cut || way == "to 1" && to != w.hosts[1].addrs[0] || way == "to 0" && to != w.hosts[0].addrs[0], 5 * time.Millisecond
+			}
+			w.configure(false)
+			for i, h := range w.hosts {
+				h.busy[w.hosts[1-i].id] = busy
+			}
+			for round := range 5 {
+				cut = false
+				w.run(60*time.Second + time.Duration(round)*1700*time.Millisecond)
+				cut = true
+				limit := 20 * time.Second
+				if busy {
+					limit = 3 * time.Second
+				}
+				w.run(limit)
+				deaf := 0
+				for i := range 2 {
+					p := w.path(i, 1-i)
+					if p.State == Direct || p.State == Unknown {
+						t.Errorf("traffic %v, cut %s: %v after the cut host %d says %+v; want that nothing passes", busy, way, limit, i, p)
+					}
+					if p.State == Deaf {
+						deaf++
+					}
+				}
+				if want := map[string]int{"both": 2, "to 1": 1, "to 0": 1}[way]; deaf != want {
+					t.Logf("traffic %v, cut %s: %d hosts say that they hear nothing; want %d: %+v %+v", busy, way, deaf, want, w.path(0, 1), w.path(1, 0))
+				}
+				w.run(10 * time.Second)
+				cut = false
+				w.run(5 * time.Second)
+				for i := range 2 {
+					if p := w.path(i, 1-i); p.State != Direct {
+						t.Errorf("traffic %v, cut %s: 5 s after its end host %d says %+v; want direct", busy, way, i, p)
+					}
+				}
+			}
+		}
+	}
+}
+
+// When the network in use fails, the tunnel moves to the other one within 3 s, on both sides to the same
+// pair of addresses.
+func TestTheTunnelMovesToAnAddressThatWorks(t *testing.T) {
+	w := newWorld(t, 2, 2)
+	var dead byte = 99
+	w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+		return netOf(from) != dead && netOf(to) != dead, 2 * time.Millisecond
+	}
+	w.configure(false)
+	for i, h := range w.hosts {
+		h.busy[w.hosts[1-i].id] = true
+	}
+	w.run(30 * time.Second)
+	for range 4 {
+		dead = netOf(w.path(0, 1).Endpoint.Addr())
+		w.run(3 * time.Second)
+		for i := range 2 {
+			if p := w.path(i, 1-i); p.State != Direct || netOf(p.Endpoint.Addr()) == dead {
+				t.Fatalf("3 s after network %d failed host %d has %+v; want the other network", dead, i, p)
+			}
+		}
+		dead = 99
+		w.run(3 * time.Minute)
+	}
+}
+
+// The nearest address wins, once it is clearly nearer; noise moves nothing.
+func TestTheNearestAddressWins(t *testing.T) {
+	w := newWorld(t, 2, 3)
+	delays := []time.Duration{30 * time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond}
+	noise := time.Duration(0)
+	w.link = func(from, _ netip.Addr, _ int) (bool, time.Duration) {
+		return true, delays[netOf(from)] + time.Duration(w.random.Int64N(int64(noise)+1))
+	}
+	w.configure(false)
+	w.run(20 * time.Second)
+	for i := range 2 {
+		if p := w.path(i, 1-i); netOf(p.Endpoint.Addr()) != 1 {
+			t.Errorf("host %d chose %v; want the address at 10 ms", i, p.Endpoint)
+		}
+	}
+	delays = []time.Duration{10 * time.Millisecond, 10 * time.Millisecond, 10 * time.Millisecond}
+	noise = 2 * time.Millisecond
+	moves := 0
+	at := w.path(0, 1).Endpoint
+	w.each = func() {
+		if p := w.path(0, 1); p.Endpoint != at {
+			at, moves = p.Endpoint, moves+1
+		}
+	}
+	w.run(30 * time.Minute)
+	if moves > 1 {
+		t.Errorf("among equal addresses the tunnel moved %d times; want it to stay", moves)
+	}
+}
+
+// A host that has a new address is followed before any record says so.
+func TestARenumberedHostIsFollowed(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	w.configure(false)
+	for i, h := range w.hosts {
+		h.busy[w.hosts[1-i].id] = true
+	}
+	w.run(20 * time.Second)
+	h := w.hosts[1]
+	old := h.addrs[0]
+	delete(w.byAddr, old)
+	h.addrs[0] = netip.AddrFrom4([4]byte{10, 0, 99, 99})
+	w.byAddr[h.addrs[0]] = h
+	remotes := w.remotes(h)
+	h.Configure(w.now, remotes, true)
+	h.next = w.now
+	w.run(3 * time.Second)
+	if p := w.path(0, 1); p.State != Direct || p.Endpoint.Addr() != h.addrs[0] {
+		t.Errorf("3 s after the host was renumbered the path is %+v; want its new address", p)
+	}
+}
+
+// The MTU that the smallest link allows is found, and its changes are noticed under traffic.
+func TestTheMTUIsMeasured(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	mtu, back, loss := 9000, 9000, 0.0
+	w.link = func(from, _ netip.Addr, size int) (bool, time.Duration) {
+		limit := mtu
+		if from == w.hosts[1].addrs[0] {
+			limit = back
+		}
+		return size <= limit && w.random.Float64() >= loss, time.Millisecond
+	}
+	w.configure(false)
+	for i, h := range w.hosts {
+		h.busy[w.hosts[1-i].id] = true
+	}
+	check := func(what string, want int) {
+		t.Helper()
+		for i := range 2 {
+			if p := w.path(i, 1-i); p.MTU > want || p.MTU < want-mtuStep {
+				t.Errorf("%s: host %d measured an MTU of %d; want %d", what, i, p.MTU, want)
+			}
+		}
+	}
+	w.run(5 * time.Second)
+	check("jumbo everywhere", 9000)
+	for _, m := range []int{1500, 1400, 1337, 1280} {
+		mtu = m
+		w.run(12 * time.Second)
+		check("a router with a smaller MTU", m)
+	}
+	back = 1100
+	w.run(12 * time.Second)
+	check("a smaller MTU on the way back", 1100)
+	for _, h := range w.hosts {
+		clear(h.busy)
+	}
+	mtu, back = 9000, 9000
+	w.run(21 * time.Minute)
+	check("it grew again", 9000)
+	loss = 0.1
+	mtu = 1500
+	for i, h := range w.hosts {
+		h.busy[w.hosts[1-i].id] = true
+	}
+	w.run(40 * time.Second)
+	check("with loss", 1500)
+}
+
+// A peer of a version that answers no probes is judged by what WireGuard receives.
+func TestAPeerWithoutProbesIsJudgedByItsData(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	w.hosts[1].mute = true
+	w.configure(false)
+	w.hosts[0].count(w.hosts[1]).Handshake = w.now
+	step := func(received bool) {
+		if received {
+			w.hosts[0].count(w.hosts[1]).Received += 32
+		}
+		w.run(25 * time.Second)
+	}
+	step(true)
+	for range 5 {
+		step(true)
+		if p := w.path(0, 1); p.State != Direct {
+			t.Fatalf("with a keepalive every 25 s the path is %+v; want direct", p)
+		}
+	}
+	step(false)
+	step(false)
+	if p := w.path(0, 1); p.State != Deaf {
+		t.Errorf("50 s without a keepalive the path is %+v; want that nothing is heard", p)
+	}
+}

@@ -1,0 +1,409 @@
+package path
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// remote is a peer, as the state machine sees it.
+type remote struct {
+	Remote
+	prober *Prober
+	first  bool // this host probes the calm tunnel, and decides which pair of addresses it uses
+	path   Path
+
+	addrs   []*address
+	current *address // what the tunnel should use; nil: no address has answered yet
+	wanted  *address // what the peer chose, while it has not answered this host yet
+	asks    []ask    // questions without an answer, the oldest first
+
+	traffic   Traffic
+	observed  time.Time // when traffic was first observed
+	sentSince time.Time // since when traffic has no answer; zero: it has
+	stamp     int64     // of the newest probe
+	capable   bool      // it has answered a probe, so its version knows them
+	toldMTU   int
+
+	alarm       time.Time // since when the path is in doubt; zero: it is not
+	needsAnswer bool      // only an answer ends the alarm: received data does not prove that the peer hears this host
+	underLoad   bool      // the alarm was raised by traffic
+	rounds      int       // of the alarm
+	next        time.Time // the next round
+	calmAt      time.Time // the next question of a calm tunnel
+	othersAt    time.Time // the next look at the other addresses
+	looks       int       // how many quick looks follow that one
+	switched    time.Time
+	changes     []time.Time
+	mtu         search
+}
+
+// address is one address of a peer.
+type address struct {
+	to       netip.AddrPort
+	learned  time.Time // when a probe last came from it; zero: it is in the record
+	check    bool      // ask it as soon as possible
+	answered time.Time
+	streak   int // answers since the alarm began
+	rtt      time.Duration
+	samples  int
+	outcomes uint32 // the last questions, the newest in bit 0; 1: answered
+	asked    int
+}
+
+// ask is a question without an answer.
+type ask struct {
+	id   uint64
+	at   time.Time
+	addr *address
+	size int // padded to this size, to measure the MTU; 0: not padded
+	late bool
+}
+
+func (r *remote) configure(now time.Time, c Remote, moved bool) {
+	isNew := r.addrs == nil
+	r.Remote = c
+	var next []*address
+	for _, to := range c.Addrs[:min(len(c.Addrs), maxAddrs)] {
+		a := r.find(to)
+		if a == nil {
+			a = &address{to: to, check: !isNew}
+		}
+		a.learned = time.Time{}
+		next = append(next, a)
+	}
+	for _, a := range r.addrs {
+		if !a.learned.IsZero() && now.Sub(a.learned) < learnedFor && !slices.Contains(next, a) || a == r.current && !slices.Contains(next, a) {
+			if a.learned.IsZero() {
+				a.learned = now // it left the record, and goes as soon as another one works
+			}
+			next = append(next, a)
+		}
+	}
+	r.addrs = next
+	if isNew {
+		r.path.Since = now
+		r.othersAt = now.Add(othersEvery)
+		r.raise(now, true, false)
+		r.next = now.Add(r.prober.upTo(min(2*time.Second, time.Duration(len(r.prober.peers))*2*time.Millisecond)))
+	} else if moved {
+		r.raise(now, true, true)
+		r.next = now
+	}
+}
+
+func (r *remote) find(to netip.AddrPort) *address {
+	for _, a := range r.addrs {
+		if a.to == to {
+			return a
+		}
+	}
+	return nil
+}
+
+// learn returns the address from which a probe came, as a candidate.
+func (r *remote) learn(now time.Time, from netip.AddrPort) *address {
+	if a := r.find(from); a != nil {
+		if !a.learned.IsZero() {
+			a.learned = now
+		}
+		return a
+	}
+	var oldest *address
+	count := 0
+	for _, a := range r.addrs {
+		if a.learned.IsZero() {
+			continue
+		}
+		count++
+		if a != r.current && (oldest == nil || a.learned.Before(oldest.learned)) {
+			oldest = a
+		}
+	}
+	if count >= maxLearned {
+		r.addrs = slices.DeleteFunc(r.addrs, func(a *address) bool { return a == oldest })
+	}
+	a := &address{to: from, learned: now, check: true}
+	r.addrs = append(r.addrs, a)
+	return a
+}
+
+// observe takes what WireGuard counted.
+func (r *remote) observe(now time.Time, t Traffic) {
+	last := r.traffic
+	r.traffic = t
+	if r.observed.IsZero() || t.Received < last.Received || t.Sent < last.Sent { // the first time, or a new device
+		r.observed = now
+		if r.current == nil {
+			r.current = r.find(t.Endpoint) // an earlier agent chose it
+		}
+		return
+	}
+	switch {
+	case t.Received > last.Received:
+		r.path.Received, r.sentSince = now, time.Time{}
+		if a := r.find(t.Endpoint); a == nil && t.Endpoint.IsValid() {
+			r.learn(now, t.Endpoint) // WireGuard learned it by roaming
+		}
+		if !r.alarm.IsZero() && (!r.needsAnswer || !r.capable) {
+			r.calm(now)
+		}
+	case t.Sent > last.Sent && r.sentSince.IsZero():
+		r.sentSince = now
+	}
+}
+
+// raise puts a path in doubt.
+func (r *remote) raise(now time.Time, needsAnswer, underLoad bool) {
+	if r.alarm.IsZero() {
+		r.alarm, r.next, r.rounds, r.needsAnswer, r.underLoad = now, now, 0, needsAnswer, underLoad
+		for _, a := range r.addrs {
+			a.streak = 0
+		}
+		return
+	}
+	r.needsAnswer = r.needsAnswer || needsAnswer
+	if underLoad && !r.underLoad {
+		r.underLoad = true
+		if r.path.State != Deaf && r.path.State != Unheard {
+			r.next = minTime(r.next, now.Add(r.gap()))
+		}
+	}
+}
+
+// calm ends an alarm.
+func (r *remote) calm(now time.Time) {
+	r.alarm, r.rounds, r.sentSince = time.Time{}, 0, time.Time{}
+	r.calmAt = r.later(now)
+	r.set(now, Direct)
+}
+
+// later returns when a calm tunnel is asked next, on the grid.
+func (r *remote) later(now time.Time) time.Time {
+	return now.Add(idleMin + r.prober.upTo(idleMax-idleMin-calmStep)).Truncate(calmStep)
+}
+
+func (r *remote) down() bool { return r.path.State == Deaf || r.path.State == Unheard }
+
+func (r *remote) set(now time.Time, s State) {
+	was := r.path.State
+	if was == s {
+		return
+	}
+	if was != Unknown && (was == Direct || s == Direct) {
+		r.changes = append(r.changes, now)
+	}
+	if s == Direct {
+		for _, a := range r.addrs {
+			a.outcomes, a.asked = 0, 0 // the loss while the path was down says nothing about it now
+		}
+	}
+	r.path.State, r.path.Since = s, now
+	r.prober.version++
+}
+
+// use makes an address the one that the tunnel uses.
+func (r *remote) use(now time.Time, a *address) {
+	if r.current == a && r.path.Endpoint == a.to {
+		return
+	}
+	r.current, r.switched, r.wanted = a, now, nil
+	r.path.Endpoint = a.to
+	if !r.first {
+		r.toldMTU = 0
+	}
+	r.mtu = search{}
+	if r.path.MTU != 0 { // it was another path's
+		r.path.MTU = 0
+	}
+	r.calmAt = minTime(r.calmAt, now) // the peer learns the choice from the next question
+	r.prober.version++
+}
+
+// answered takes the answer to a question of this host.
+func (r *remote) answered(now time.Time, arrived Arrival, m message) {
+	i := slices.IndexFunc(r.asks, func(q ask) bool { return q.id == m.id })
+	if i < 0 {
+		return
+	}
+	q := r.asks[i]
+	r.asks = slices.Delete(r.asks, i, i+1)
+	r.capable, r.stamp = true, max(r.stamp, m.stamp)
+	r.path.Answered, r.path.Refused = now, false
+	a := q.addr
+	a.answered = now
+	a.streak++
+	if q.size != 0 {
+		if arrived.Size >= q.size {
+			r.mtu.answered(now, q.size)
+		}
+	} else {
+		a.note(true)
+		if rtt := now.Sub(q.at); a.samples == 0 {
+			a.rtt = rtt
+		} else {
+			a.rtt += (rtt - a.rtt) / 8
+		}
+		a.samples++
+	}
+	if a == r.wanted {
+		r.use(now, a)
+	}
+	r.choose(now, a)
+	if r.alarm.IsZero() {
+		r.set(now, Direct)
+		return
+	}
+	if a != r.current {
+		return
+	}
+	if r.down() && a.streak < 2 {
+		r.next = minTime(r.next, now.Add(gapMin)) // a second answer confirms it
+		return
+	}
+	r.calm(now)
+}
+
+// note records the outcome of a question.
+func (a *address) note(answered bool) {
+	a.outcomes <<= 1
+	if answered {
+		a.outcomes |= 1
+	}
+	a.asked++
+}
+
+// loss returns the part of the last questions without an answer.
+func (a *address) loss() (float64, bool) {
+	n := min(a.asked, lossWindow)
+	if n == 0 {
+		return 0, false
+	}
+	hits := bits.OnesCount32(a.outcomes & uint32(1<<n-1))
+	return 1 - float64(hits)/float64(n), true
+}
+
+// choose decides whether the tunnel moves to an address that has just answered.
+func (r *remote) choose(now time.Time, a *address) {
+	cur := r.current
+	switch {
+	case cur == nil, cur == a:
+		r.use(now, a)
+	case !r.alarm.IsZero() && cur.answered.Before(r.alarm) && r.rounds >= 2 && !a.answered.Before(r.alarm):
+		r.use(now, a) // the one in use fails
+	case r.first && r.alarm.IsZero() && r.nearer(now, a):
+		r.use(now, a)
+	}
+	if !r.path.Endpoint.IsValid() {
+		r.path.Endpoint = r.current.to
+		r.prober.version++
+	}
+}
+
+// nearer reports whether an address is so much nearer than the one in use that the tunnel should move:
+// by a fifth, and by a millisecond.
+func (r *remote) nearer(now time.Time, a *address) bool {
+	cur := r.current
+	if a.samples < 3 || cur.samples < 3 {
+		if a.rtt < cur.rtt && r.looks == 0 {
+			r.looks, r.othersAt = 3, now // look again before anything moves
+		}
+		return false
+	}
+	if !r.switched.IsZero() && now.Sub(r.switched) < hold*time.Duration(1+len(r.changes)) {
+		return false
+	}
+	return a.rtt+max(cur.rtt/5, time.Millisecond) < cur.rtt
+}
+
+// asked takes a question of the peer, and returns the answer.
+func (r *remote) asked(now time.Time, arrived Arrival, m message) (Send, bool) {
+	if m.stamp > r.stamp {
+		r.stamp = m.stamp
+		r.path.Asked = now
+		r.heed(now, arrived, m)
+	}
+	out := message{kind: answer, id: m.id, stamp: now.UnixNano(), size: uint16(min(arrived.Size, 1<<16-1)), seen: arrived.From}
+	s := Send{To: arrived.From, From: arrived.To.Addr(), Payload: r.prober.seal(r, out), peer: r.ID}
+	if m.size != 0 { // a measurement of the MTU: the way back counts as well
+		s.Size = min(int(m.size), arrived.Size)
+	}
+	return s, s.Payload != nil
+}
+
+// heed takes what a fresh question says.
+func (r *remote) heed(now time.Time, arrived Arrival, m message) {
+	a := r.learn(now, arrived.From)
+	if m.flags&flagDeaf != 0 {
+		r.raise(now, true, r.recent(now))
+		a.check = true
+	}
+	if r.first {
+		if a != r.current && now.Sub(a.answered) > time.Second {
+			a.check = true
+		}
+		return
+	}
+	if m.flags&flagChosen != 0 && a != r.current {
+		if r.wanted = a; !a.answered.IsZero() && now.Sub(a.answered) < hold && (r.alarm.IsZero() || !a.answered.Before(r.alarm)) {
+			r.use(now, a)
+		} else {
+			a.check = true
+		}
+	}
+	if a == r.current && m.flags&flagDeaf == 0 {
+		if m.mtu != 0 && int(m.mtu) != r.path.MTU {
+			r.path.MTU = int(m.mtu)
+			r.prober.version++
+		}
+		if m.rtt > 0 {
+			r.path.RTT, r.path.Loss, r.path.Measured = m.rtt, float64(m.loss)/10000, true
+		}
+		if !r.alarm.IsZero() && !r.needsAnswer {
+			r.calm(now)
+		}
+	}
+}
+
+// recent reports whether traffic went to or came from the peer within the last seconds.
+func (r *remote) recent(now time.Time) bool {
+	return !r.sentSince.IsZero() || now.Sub(r.path.Received) < 2*time.Second
+}
+
+// failed takes the kernel's refusal to send.
+func (r *remote) failed(now time.Time, s Send) {
+	if i := slices.IndexFunc(r.asks, func(q ask) bool { return s.id != 0 && q.id == s.id }); i >= 0 {
+		if q := r.asks[i]; q.size == 0 {
+			q.addr.note(false)
+			if q.addr == r.current {
+				r.path.Refused = true
+				r.raise(now, true, r.recent(now))
+			}
+		}
+		r.asks = slices.Delete(r.asks, i, i+1)
+	}
+}
+
+// newID returns a random number for a question.
+func (p *Prober) newID() uint64 {
+	var b [8]byte
+	_, _ = p.cfg.Random.Read(b[:])
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// upTo returns a random duration below d.
+func (p *Prober) upTo(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return time.Duration(p.newID() % uint64(d))
+}
+
+func minTime(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

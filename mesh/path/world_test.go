@@ -1,0 +1,249 @@
+package path
+
+import (
+	"cmp"
+	"crypto/ecdh"
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"weft/mesh/peer"
+)
+
+// world simulates hosts and the network between them, in virtual time.
+type world struct {
+	t       testing.TB
+	now     time.Time
+	random  *rand.Rand
+	hosts   []*host
+	byAddr  map[netip.Addr]*host
+	flights []flight // sorted by time
+	// link says what happens to a packet: whether it arrives, after what delay.
+	link func(from, to netip.Addr, size int) (ok bool, delay time.Duration)
+	sent int // bytes
+	// each is called after each step.
+	each func()
+}
+
+type host struct {
+	id     peer.ID
+	addrs  []netip.Addr
+	public [32]byte
+	key    *ecdh.PrivateKey
+	*Prober
+	next    time.Time
+	traffic map[peer.ID]*Traffic
+	busy    map[peer.ID]bool // sends data all the time
+	mute    bool             // does not probe at all
+}
+
+type flight struct {
+	at time.Time
+	to *host
+	Arrival
+}
+
+// reader makes a seeded generator an io.Reader.
+type reader struct{ r *rand.Rand }
+
+func (r reader) Read(b []byte) (int, error) {
+	for i := 0; i < len(b); i += 8 {
+		var x [8]byte
+		binary.LittleEndian.PutUint64(x[:], r.r.Uint64())
+		copy(b[i:], x[:])
+	}
+	return len(b), nil
+}
+
+// newWorld makes n hosts with some addresses each. All links work, with a delay of 1 ms.
+func newWorld(t testing.TB, n, addrs int) *world {
+	w := &world{t: t, now: time.Unix(1_800_000_000, 0), random: rand.New(rand.NewPCG(1, 2)), byAddr: map[netip.Addr]*host{}}
+	w.link = func(netip.Addr, netip.Addr, int) (bool, time.Duration) { return true, time.Millisecond }
+	for i := range n {
+		h := &host{traffic: map[peer.ID]*Traffic{}, busy: map[peer.ID]bool{}}
+		binary.BigEndian.PutUint64(h.id[:], w.random.Uint64())
+		var seed [32]byte
+		_, _ = reader{w.random}.Read(seed[:])
+		h.key, _ = ecdh.X25519().NewPrivateKey(seed[:])
+		h.public = [32]byte(h.key.PublicKey().Bytes())
+		h.Prober = New(Config{Self: h.id, Random: reader{w.random}})
+		for k := range addrs {
+			h.addrs = append(h.addrs, netip.AddrFrom4([4]byte{10, byte(k), byte(i >> 8), byte(i)}))
+			w.byAddr[h.addrs[k]] = h
+		}
+		w.hosts = append(w.hosts, h)
+	}
+	return w
+}
+
+const port = 6784
+
+// key returns the key of h for probes with o.
+func (w *world) key(h, o *host) Key {
+	shared, err := h.key.ECDH(o.key.PublicKey())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	k, err := NewKey(shared, h.public, o.public)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return k
+}
+
+// remotes returns all other hosts, as h knows them.
+func (w *world) remotes(h *host) (out []Remote) {
+	for _, o := range w.hosts {
+		if o == h {
+			continue
+		}
+		r := Remote{ID: o.id, MTU: func(netip.Addr) int { return 9000 }}
+		if old := h.peers[o.id]; old != nil {
+			r.Key = old.Key
+		} else {
+			r.Key = w.key(h, o)
+		}
+		for _, a := range o.addrs {
+			r.Addrs = append(r.Addrs, netip.AddrPortFrom(a, port))
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// configure tells each host its peers.
+func (w *world) configure(moved bool) {
+	for _, h := range w.hosts {
+		h.Configure(w.now, w.remotes(h), moved)
+		h.next = w.now
+	}
+}
+
+// send puts a datagram on the network.
+func (w *world) send(h *host, s Send) {
+	from := s.From
+	if !from.IsValid() { // as routes do: the address in the network of the destination
+		i := int(s.To.Addr().As4()[1])
+		if i >= len(h.addrs) {
+			return
+		}
+		from = h.addrs[i]
+	}
+	size := max(s.Size, len(s.Payload)+28)
+	w.sent += size
+	to := w.byAddr[s.To.Addr()]
+	if w.byAddr[from] != h || to == nil {
+		return
+	}
+	if ok, delay := w.link(from, s.To.Addr(), size); ok {
+		f := flight{w.now.Add(delay), to, Arrival{netip.AddrPortFrom(from, port), s.To, s.Payload, size}}
+		i, _ := slices.BinarySearchFunc(w.flights, f, func(a, b flight) int { return cmp.Or(a.at.Compare(b.at), -1) })
+		w.flights = slices.Insert(w.flights, i, f)
+	}
+}
+
+// run lets time pass.
+func (w *world) run(d time.Duration) {
+	end := w.now.Add(d)
+	const step = 250 * time.Millisecond
+	observe := w.now.Truncate(step).Add(step)
+	for {
+		next := observe
+		if len(w.flights) > 0 {
+			next = minTime(next, w.flights[0].at)
+		}
+		for _, h := range w.hosts {
+			next = minTime(next, h.next)
+		}
+		if next.After(end) {
+			w.now = end
+			return
+		}
+		w.now = latest(w.now, next)
+		for len(w.flights) > 0 && !w.flights[0].at.After(w.now) {
+			f := w.flights[0]
+			w.flights = w.flights[1:]
+			if f.to.mute {
+				continue
+			}
+			if answer, ok := f.to.Receive(w.now, f.Arrival); ok {
+				w.send(f.to, answer)
+			}
+			f.to.next = f.to.Next(w.now)
+		}
+		if !w.now.Before(observe) {
+			w.traffic()
+			observe = observe.Add(step)
+		}
+		for _, h := range w.hosts {
+			if h.next.After(w.now) {
+				continue
+			}
+			if !h.mute {
+				for _, s := range h.Due(w.now) {
+					w.send(h, s)
+				}
+			}
+			h.next = latest(h.Next(w.now), w.now.Add(time.Millisecond))
+		}
+		if w.each != nil {
+			w.each()
+		}
+	}
+}
+
+// traffic moves the data of busy pairs, as WireGuard counts it.
+func (w *world) traffic() {
+	for _, h := range w.hosts {
+		for _, o := range w.hosts {
+			if !h.busy[o.id] {
+				continue
+			}
+			p, _ := h.Path(o.id)
+			mine := h.count(o)
+			mine.Sent += 1000
+			if !p.Endpoint.IsValid() {
+				continue
+			}
+			if h.addrs[p.Endpoint.Addr().As4()[1]%byte(len(h.addrs))].IsValid() {
+				from := h.addrs[int(p.Endpoint.Addr().As4()[1])%len(h.addrs)]
+				if ok, _ := w.link(from, p.Endpoint.Addr(), 1000); ok && w.byAddr[p.Endpoint.Addr()] == o {
+					o.count(h).Received += 1000
+				}
+			}
+		}
+	}
+	for _, h := range w.hosts {
+		if len(h.traffic) > 0 && !h.mute {
+			h.Observe(w.now, func(id peer.ID) (Traffic, bool) {
+				t, ok := h.traffic[id]
+				if !ok {
+					return Traffic{}, false
+				}
+				return *t, true
+			})
+			h.next = h.Next(w.now)
+		}
+	}
+}
+
+func (h *host) count(o *host) *Traffic {
+	t := h.traffic[o.id]
+	if t == nil {
+		t = &Traffic{}
+		h.traffic[o.id] = t
+	}
+	return t
+}
+
+// path returns the path of one host to another.
+func (w *world) path(from, to int) Path {
+	p, ok := w.hosts[from].Path(w.hosts[to].id)
+	if !ok {
+		w.t.Fatalf("host %d has no path to host %d", from, to)
+	}
+	return p
+}
