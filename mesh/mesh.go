@@ -85,6 +85,11 @@ type Config struct {
 	// Owns reports whether a peer owns a part of the ring. Such a peer is never forgotten. Owns
 	// must not block or call the mesh. If it is nil, no peer owns anything.
 	Owns func(peer.ID) bool
+	// Best returns the underlay address at which the tunnel to a peer works best; zero: unknown. Inside returns
+	// the peer's own addresses inside the tunnel, which gossip uses if it reaches no other one; empty: there
+	// is no tunnel. Neither may block or call the mesh, and both may be nil.
+	Best   func(peer.ID) netip.Addr
+	Inside func(peer.ID) []netip.Addr
 	// Changed is called after every change to any peer. It must not block.
 	Changed func()
 	// Transport replaces the network, for simulation.

@@ -201,11 +201,14 @@ func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
 }
 
 // joinPeer joins a known peer. Another peer may answer at one of its addresses, so each attempt
-// starts with another address.
+// starts with another address. Those inside the tunnel come last.
 func (m *Mesh) joinPeer(ctx context.Context, r peer.Record, k *known, turn int) {
 	var addrs []netip.AddrPort
 	for i := range r.Underlay {
 		addrs = append(addrs, netip.AddrPortFrom(r.Underlay[(turn+i)%len(r.Underlay)], r.Gossip))
+	}
+	for _, a := range m.insideOf(r.ID()) {
+		addrs = append(addrs, netip.AddrPortFrom(a, r.Gossip))
 	}
 	_, _ = m.join(ctx, addrs)
 	m.mu.Lock()

@@ -22,7 +22,8 @@ func (m *Mesh) newTransport(ctx context.Context, conf *memberlist.Config) (*sess
 		}
 	}
 	t, err := session.New(session.Config{
-		Identity: m.cfg.Identity, Run: m.name, Network: network, Addresses: m.recorded, Knows: m.isRecorded, Refused: m.reject,
+		Identity: m.cfg.Identity, Run: m.name, Network: network, Refused: m.reject,
+		Best: m.best, Addresses: m.recorded, Inside: m.inside, Knows: m.isPlace,
 		Older: m.tellOlder, OlderThere: m.greetOlder,
 		Show:    m.show,
 		Welcome: m.welcome,

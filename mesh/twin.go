@@ -90,7 +90,7 @@ func (m *Mesh) exchange(ctx context.Context) error {
 	case <-m.proof.sure:
 	}
 	for _, n := range m.members.shuffled() {
-		if _, err := m.list.Join([]string{n.Address()}); err == nil || ctx.Err() != nil {
+		if _, err := m.list.Join([]string{n.Name + "/" + n.Address()}); err == nil || ctx.Err() != nil {
 			break
 		}
 	}

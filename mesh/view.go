@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hashicorp/memberlist"
-
 	"weft/mesh/peer"
 )
 
@@ -20,6 +18,8 @@ type Peer struct {
 	Since     time.Time  // when Reachable last changed; zero if never since our start
 	Met       bool       // whether the peer proved to be alive since our start
 	Mute      bool       // the peer answers probes by TCP, but repeatedly not by UDP
+	// UDPInside and TCPInside mean that gossip's packets and streams reach the peer only through its tunnel.
+	UDPInside, TCPInside bool
 	// Losses is how often gossip lost the peer within Lately, and Runs is the number of its runs
 	// that were lost.
 	Losses, Runs int
@@ -65,51 +65,24 @@ func (m *Mesh) Peers() []Peer {
 	round := time.Duration(len(m.peers)) * time.Second // the time in which each peer is probed about once
 	for _, id := range slices.SortedFunc(maps.Keys(m.peers), func(a, b peer.ID) int { return slices.Compare(a[:], b[:]) }) {
 		k := m.peers[id]
-		p := Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: m.addrOf(k), Since: k.since, Met: k.met, Mute: k.mute.lasts(now, round)}
+		p := Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: k.addr, Since: k.since, Met: k.met, Mute: k.mute.lasts(now, round)}
+		m.addWay(&p, k.node)
 		p.Losses, p.Runs = k.lost(now)
 		out = append(out, p)
 	}
 	return out
 }
 
-// addrOf returns the address at which gossip reaches a peer. The caller holds the lock.
-func (m *Mesh) addrOf(k *known) netip.Addr {
-	at := netip.AddrPortFrom(k.addr, k.signed.Record.Gossip)
-	if !k.addr.IsValid() || !m.running() {
-		return k.addr
+// addWay adds to a reachable peer how packets and streams to its run travel.
+func (m *Mesh) addWay(p *Peer, run string) {
+	if run == "" || !m.running() {
+		return
 	}
-	if way, err := m.transport.At(memberlist.Address{Addr: at.String(), Name: k.node}); err == nil {
-		return way.Addr()
+	w := m.transport.Way(run)
+	if w.Addr.IsValid() {
+		p.Addr = w.Addr.Addr()
 	}
-	return k.addr
-}
-
-// recorded returns the addresses in the record of a run's peer.
-func (m *Mesh) recorded(run string) (out []string) {
-	id, ok := idOfNode(run)
-	if !ok {
-		return nil
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if k := m.peers[id]; k != nil {
-		for _, a := range k.signed.Record.Underlay {
-			out = append(out, netip.AddrPortFrom(a, k.signed.Record.Gossip).String())
-		}
-	}
-	return out
-}
-
-// isRecorded reports whether an address is in a peer's record.
-func (m *Mesh) isRecorded(a netip.Addr) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for id, k := range m.peers {
-		if id != m.self && slices.Contains(k.signed.Record.Underlay, a) {
-			return true
-		}
-	}
-	return false
+	p.UDPInside, p.TCPInside = w.PacketsInside, w.StreamsInside
 }
 
 // Reachable reports whether gossip reaches a peer.

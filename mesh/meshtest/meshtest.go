@@ -31,6 +31,9 @@ type Network struct {
 	tap   func(to netip.AddrPort, p *memberlist.Packet)
 	conns map[*conn]bool
 	walls map[netip.Addr]wall
+	// insides are the hosts' addresses inside a tunnel, and mute cuts packets only.
+	insides map[*Transport]netip.AddrPort
+	mute    func(a, b netip.Addr) bool
 }
 
 // wall says which traffic a host does not receive.
@@ -40,6 +43,7 @@ type wall struct{ streams, packets bool }
 func New(seed uint64) *Network {
 	return &Network{
 		nodes: map[string]*Transport{}, conns: map[*conn]bool{}, walls: map[netip.Addr]wall{},
+		insides: map[*Transport]netip.AddrPort{}, mute: func(a, b netip.Addr) bool { return false },
 		rand: rand.New(rand.NewPCG(seed, 0)), cut: func(a, b netip.Addr) bool { return false },
 	}
 }
@@ -115,6 +119,24 @@ func (n *Network) AddAddress(t *Transport, addr netip.AddrPort) {
 	n.locked(func() { n.nodes[addr.String()] = t })
 }
 
+// AddInside gives a host an address inside a tunnel. What another host with such an address sends there comes
+// from that host's address inside.
+func (n *Network) AddInside(t *Transport, addr netip.AddrPort) {
+	n.locked(func() { n.nodes[addr.String()], n.insides[t] = t, addr })
+}
+
+// source returns the address from which a host sends to another address.
+func (n *Network) source(t *Transport, to string) netip.AddrPort {
+	own, ok := n.insides[t]
+	if far := n.nodes[to]; ok && far != nil && n.insides[far].String() == to {
+		return own
+	}
+	return t.addr
+}
+
+// Mute cuts packets, but not streams, from the first address to the second one.
+func (n *Network) Mute(mute func(from, to netip.Addr) bool) { n.locked(func() { n.mute = mute }) }
+
 // route returns the transport at an address, unless a partition lies in between.
 func (n *Network) route(from netip.AddrPort, to string) (*Transport, error) {
 	t := n.nodes[to]
@@ -146,10 +168,11 @@ func (t *Transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 // WriteTo sends a packet. A lost packet is no error.
 func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	now := time.Now()
-	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(t.addr), Timestamp: now}
 	t.net.locked(func() {
-		to, err := t.net.route(t.addr, addr)
-		if err != nil || t.net.walls[to.addr.Addr()].packets || t.net.rand.Float64() < t.net.loss {
+		from := t.net.source(t, addr)
+		p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(from), Timestamp: now}
+		to, err := t.net.route(from, addr)
+		if err != nil || t.net.walls[to.addr.Addr()].packets || t.net.mute(from.Addr(), netip.MustParseAddrPort(addr).Addr()) || t.net.rand.Float64() < t.net.loss {
 			return
 		}
 		if t.net.tap != nil {
@@ -195,7 +218,8 @@ func (t *Transport) dial(addr string) (net.Conn, error) {
 	var err error
 	t.net.locked(func() {
 		var to *Transport
-		if to, err = t.net.route(t.addr, addr); err != nil {
+		from := t.net.source(t, addr)
+		if to, err = t.net.route(from, addr); err != nil {
 			return
 		}
 		if t.net.walls[to.addr.Addr()].streams {
@@ -203,11 +227,15 @@ func (t *Transport) dial(addr string) (net.Conn, error) {
 			return
 		}
 		a, b := net.Pipe()
-		theirs := &conn{Conn: b, net: t.net, a: t.addr.Addr(), b: to.addr.Addr(), remote: t.addr}
+		at := to.addr
+		if from != t.addr {
+			at = t.net.insides[to]
+		}
+		theirs := &conn{Conn: b, net: t.net, a: from.Addr(), b: at.Addr(), remote: from}
 		select {
 		case to.streams <- theirs:
 			t.net.conns[theirs] = true
-			ours = &conn{Conn: a, net: t.net, a: t.addr.Addr(), b: to.addr.Addr(), remote: to.addr}
+			ours = &conn{Conn: a, net: t.net, a: from.Addr(), b: at.Addr(), remote: at}
 		default:
 			err = errors.New("dial: backlog is full")
 		}

@@ -46,7 +46,7 @@ func TestPacketsOfAnApplicantAreDropped(t *testing.T) {
 		}
 		k.theirs = welcome.Index
 		for i, text := range []string{"before the end of the handshake", "after it"} {
-			packet, err := k.seal([]byte(text))
+			packet, err := k.seal(packetType, []byte(text))
 			if err != nil {
 				t.Fatal(err)
 			}

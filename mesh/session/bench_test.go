@@ -74,7 +74,7 @@ func BenchmarkPacket(b *testing.B) {
 	b.SetBytes(int64(len(content)))
 	b.ReportAllocs()
 	for b.Loop() {
-		packet, err := out.seal(content)
+		packet, err := out.seal(packetType, content)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -91,7 +91,7 @@ func FuzzPacket(f *testing.F) {
 		if len(data) == 0 {
 			return
 		}
-		packet, err := mine.seal(data)
+		packet, err := mine.seal(packetType, data)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -247,6 +247,7 @@ func (t *Transport) receiveGuest(raw net.Conn, g *guest) (*Stream, error) {
 	if err := t.proven(k, hello.Use); err != nil {
 		return nil, err
 	}
+	t.routes.met(p.Run, p.Addr.Addr().String())
 	t.flush(k.run)
 	return &Stream{Conn: s, Peer: p, Use: hello.Use, Binding: binding}, nil
 }
@@ -287,11 +288,21 @@ func (t *Transport) report(g *guest, err error) {
 
 // Ask opens a stream to one run of a peer, or to whatever run is at an address if the name is empty.
 func (t *Transport) Ask(to memberlist.Address, use Use, timeout time.Duration) (*Stream, error) {
-	s, err := dial(&t.routes, to, timeout, func(addr string, timeout time.Duration) (*Stream, error) {
+	return t.askAt(t.routes.all(to), to, use, timeout)
+}
+
+// askAt opens a stream to a run at one of the given addresses.
+func (t *Transport) askAt(places []place, to memberlist.Address, use Use, timeout time.Duration) (*Stream, error) {
+	s, at, err := dial(places, timeout, func(addr string, timeout time.Duration) (*Stream, error) {
 		return t.open(addr, to.Name, use, timeout)
 	})
-	if err == nil {
-		t.flush(s.Peer.Run) // now it is known at which address the run is
+	if err != nil {
+		return nil, err
 	}
-	return s, err
+	if to.Name == "" {
+		t.routes.met(s.Peer.Run, s.Peer.Addr.Addr().String())
+	}
+	t.routes.note(to, at, time.Now())
+	t.flush(s.Peer.Run) // now it is known at which address the run is
+	return s, nil
 }

@@ -35,7 +35,6 @@ type keys struct {
 	peer    peer.ID
 	index   uint32 // under which this end receives
 	in, out cipher.AEAD
-	probe   []byte
 	since   time.Time // when the session stood; under the table's lock
 	// table.welcome sets these, under the table's lock.
 	run    string // empty: the other end is not welcome yet
@@ -50,15 +49,15 @@ type keys struct {
 
 // newKeys derives the packet keys of a stream. The two directions have different keys.
 func newKeys(s tls.ConnectionState, p Peer, dialed bool) (*keys, error) {
-	material, err := exported(s, "EXPORTER-weft-packets-v2", 96)
+	material, err := exported(s, "EXPORTER-weft-packets-v2", 64)
 	if err != nil {
 		return nil, err
 	}
-	one, two := material[:32], material[32:64]
+	one, two := material[:32], material[32:]
 	if !dialed {
 		one, two = two, one
 	}
-	k := &keys{peer: p.ID, probe: material[64:]}
+	k := &keys{peer: p.ID}
 	if k.out, err = newAEAD(one); err == nil {
 		k.in, err = newAEAD(two)
 	}
@@ -77,8 +76,8 @@ func nonceOf(counter uint64) []byte {
 	return binary.BigEndian.AppendUint64(make([]byte, 4, 12), counter)
 }
 
-// seal returns a packet.
-func (k *keys) seal(content []byte) ([]byte, error) {
+// seal returns a packet of a type.
+func (k *keys) seal(kind byte, content []byte) ([]byte, error) {
 	k.mu.Lock()
 	counter := k.counter
 	k.counter++
@@ -87,7 +86,7 @@ func (k *keys) seal(content []byte) ([]byte, error) {
 		return nil, errNoKeys
 	}
 	out := make([]byte, 0, Overhead+len(content))
-	out = append(out, packetType)
+	out = append(out, kind)
 	out = binary.BigEndian.AppendUint32(out, k.theirs)
 	out = binary.BigEndian.AppendUint64(out, counter)
 	return k.out.Seal(out, nonceOf(counter), content, out), nil

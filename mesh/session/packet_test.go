@@ -139,7 +139,7 @@ func TestDirectionsHaveDifferentKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, way := range [][2]*keys{{dialed, accepted}, {accepted, dialed}} {
-		packet, err := way[0].seal([]byte("x"))
+		packet, err := way[0].seal(packetType, []byte("x"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,11 +154,8 @@ func TestDirectionsHaveDifferentKeys(t *testing.T) {
 		}
 	}
 	dialed.counter = maxCounter
-	if _, err := dialed.seal(nil); err == nil {
+	if _, err := dialed.seal(packetType, nil); err == nil {
 		t.Error("keys seal a packet after the last counter; want an error")
-	}
-	if !bytes.Equal(dialed.probe, accepted.probe) {
-		t.Error("the ends have different probe keys; want the same")
 	}
 }
 
@@ -211,7 +208,7 @@ func TestPacketsBeforeWelcomeAreDropped(t *testing.T) {
 			t.Fatal(err)
 		}
 		k.theirs = hello.Index
-		packet, err := k.seal([]byte("early"))
+		packet, err := k.seal(packetType, []byte("early"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +240,7 @@ func TestRestartedRunGetsNewSession(t *testing.T) {
 		again := start(t, n, 2, 2)
 		a.send(b, "to the old run")
 		time.Sleep(time.Second)
-		if _, ok := a.ProbeKey(again.run); !ok {
+		if a.table.to(again.run) == nil {
 			t.Error("a second after a packet under unknown keys there is no session; want one")
 		}
 		again.send(a, "three")
@@ -252,7 +249,7 @@ func TestRestartedRunGetsNewSession(t *testing.T) {
 			t.Errorf("a second after the restart, the packets %q have arrived; want one of the new run", got)
 		}
 		time.Sleep(lastWord)
-		if _, ok := a.ProbeKey(b.run); ok || len(again.got()) > 0 {
+		if a.table.to(b.run) != nil || len(again.got()) > 0 {
 			t.Errorf("the old run still has a session, or its packets %q arrived at the new run; want neither", again.got())
 		}
 		before := len(a.got())
@@ -280,7 +277,7 @@ func TestEarlierRunThatSendsKeepsItsSession(t *testing.T) {
 			time.Sleep(lastWord / 2)
 		}
 		for _, run := range []string{b.run, twin.run} {
-			if _, ok := a.ProbeKey(run); !ok {
+			if a.table.to(run) == nil {
 				t.Errorf("run %s has no session; want one for both runs", run)
 			}
 		}

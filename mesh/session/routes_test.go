@@ -20,30 +20,29 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		answers map[string]answer
-		found   string // the address found before the call; empty: none
+		found   string // where the stream before was opened; empty: there was none
 		want    string
 		within  time.Duration
-		after   string // the address found after the call; empty: none
 	}{
-		{map[string]answer{"a": {0, false}, "b": {0, false}}, "", "a", 0, ""},
-		{map[string]answer{"a": {0, true}, "b": {0, false}, "c": {0, false}}, "", "b", 0, "b"},
-		{map[string]answer{"a": {time.Hour, true}, "b": {0, true}, "c": {0, false}}, "", "c", headStart, "c"},
-		{map[string]answer{"a": {time.Second, false}, "b": {time.Hour, true}, "c": {time.Hour, true}}, "", "a", time.Second, ""},
-		{map[string]answer{"a": {0, false}, "b": {0, false}}, "b", "b", 0, "b"},
-		{map[string]answer{"a": {0, false}, "b": {time.Hour, true}}, "b", "a", headStart, ""},
-		{map[string]answer{"a": {0, true}, "b": {0, true}, "c": {0, true}}, "", "", 0, ""},
-		{map[string]answer{"a": {time.Hour, true}, "b": {time.Hour, true}, "c": {time.Hour, true}}, "", "", 3 * time.Second, ""},
+		{map[string]answer{"a": {0, false}, "b": {0, false}}, "", "a", 0},
+		{map[string]answer{"a": {0, true}, "b": {0, false}, "c": {0, false}}, "", "b", 0},
+		{map[string]answer{"a": {time.Hour, true}, "b": {0, true}, "c": {0, false}}, "", "c", headStart},
+		{map[string]answer{"a": {time.Second, false}, "b": {time.Hour, true}, "c": {time.Hour, true}}, "", "a", time.Second},
+		{map[string]answer{"a": {0, false}, "b": {0, false}}, "b", "b", 0},
+		{map[string]answer{"a": {0, false}, "b": {time.Hour, true}}, "b", "a", headStart},
+		{map[string]answer{"a": {0, true}, "b": {0, true}, "c": {0, true}}, "", "", 0},
+		{map[string]answer{"a": {time.Hour, true}, "b": {time.Hour, true}, "c": {time.Hour, true}}, "", "", 3 * time.Second},
 	} {
 		t.Run(fmt.Sprint(tt.answers), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := &routes{others: func(string) []string { return []string{"a", "b", "c"}[:len(tt.answers)] }}
 				to := memberlist.Address{Addr: "a", Name: "run"}
 				if tt.found != "" {
-					w.note(to, tt.found)
+					w.note(to, place{addr: tt.found}, time.Now())
 				}
 				var opened []net.Conn
 				start := time.Now()
-				conn, err := dial(w, to, 3*time.Second, func(addr string, timeout time.Duration) (net.Conn, error) {
+				conn, at, err := dial(w.all(to), 3*time.Second, func(addr string, timeout time.Duration) (net.Conn, error) {
 					time.Sleep(min(tt.answers[addr].after, timeout))
 					if tt.answers[addr].err {
 						return nil, errors.New(addr)
@@ -58,8 +57,8 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 				if (err != nil) != (tt.want == "") || err == nil && conn.(named).addr != tt.want {
 					t.Errorf("dialling returned %v, error %v; want a connection to %q", conn, err, tt.want)
 				}
-				if got := w.found["run"]; got != tt.after {
-					t.Errorf("the remembered address is %q; want %q", got, tt.after)
+				if at.addr != tt.want {
+					t.Errorf("the address that answered is given as %q; want %q", at.addr, tt.want)
 				}
 				time.Sleep(time.Minute)
 				if conn != nil {

@@ -148,7 +148,7 @@ func TestStreamToAnotherRunIsRefused(t *testing.T) {
 		if _, err := a.Ask(memberlist.Address{Addr: b.addr.String(), Name: runName(2, 1)}, Request, time.Second); !errors.Is(err, errOther) {
 			t.Errorf("a stream to an earlier run returned %v; want errOther", err)
 		}
-		if _, ok := a.ProbeKey(b.run); ok {
+		if a.table.to(b.run) != nil {
 			t.Error("after a refused stream there is a session; want none")
 		}
 		s, err := a.Ask(memberlist.Address{Addr: b.addr.String()}, Request, time.Second)
@@ -243,7 +243,7 @@ func TestStreamsReachTheirUsers(t *testing.T) {
 		if len(b.served) != 1 || b.served[0].Use != Admit {
 			t.Errorf("the streams %v were served; want one for admission", b.served)
 		}
-		if _, ok := b.ProbeKey(a.run); ok || len(a.table.byIndex)+len(b.table.byIndex) > 0 {
+		if b.table.to(a.run) != nil || len(a.table.byIndex)+len(b.table.byIndex) > 0 {
 			t.Error("a host that asks to become a member has a session for packets; want none")
 		}
 		s.Close()
@@ -258,10 +258,8 @@ func TestStreamsReachTheirUsers(t *testing.T) {
 		}
 		g.Close()
 		far.Close()
-		one, ok := a.ProbeKey(b.run)
-		other, too := b.ProbeKey(a.run)
-		if !ok || !too || !bytes.Equal(one, other) || len(one) != 32 {
-			t.Errorf("the ends have the probe keys %x and %x; want the same", one, other)
+		if a.table.to(b.run) == nil || b.table.to(a.run) == nil {
+			t.Error("after memberlist's stream an end has no session for packets; want one at both")
 		}
 		if _, err := a.WriteTo([]byte("x"), b.addr.String()); err == nil {
 			t.Error("a packet without the name of a run was sent; want an error")

@@ -22,6 +22,12 @@ type Config struct {
 	Network  memberlist.Transport // carries streams and packets; the Transport ends it
 	// Addresses returns the addresses in the record of a run's peer, as HOST:PORT.
 	Addresses func(run string) []string
+	// Best returns the address, as HOST:PORT, at which a run's peer is reached best; empty: unknown. It is
+	// called for each packet.
+	Best func(run string) string
+	// Inside returns the addresses of a run's peer inside the tunnel to it, as HOST:PORT. They are used if no
+	// other address answers.
+	Inside func(run string) []string
 	// Knows reports whether a peer has an address. This host dials nobody else because of a packet: whoever
 	// it dials sees its certificate.
 	Knows func(netip.Addr) bool
@@ -126,7 +132,7 @@ func New(cfg Config) (*Transport, error) {
 		return nil, err
 	}
 	t := &Transport{
-		cfg: cfg, identity: id, routes: routes{others: cfg.Addresses},
+		cfg: cfg, identity: id, routes: routes{best: cfg.Best, others: cfg.Addresses, inside: cfg.Inside},
 		table:   table{byIndex: map[uint32]*keys{}, byRun: map[string][]*keys{}},
 		packets: make(chan *memberlist.Packet, packetQueue), streams: make(chan net.Conn), done: make(chan struct{}),
 		waiting: map[string]*waiting{},
@@ -191,7 +197,7 @@ func (t *Transport) receivePackets() {
 }
 
 func (t *Transport) receivePacket(p *memberlist.Packet) {
-	if len(p.Buf) < Overhead || p.Buf[0] != packetType {
+	if len(p.Buf) < Overhead || p.Buf[0] != packetType && p.Buf[0] != echoType {
 		return
 	}
 	k, welcome := t.table.of(p.Buf)
@@ -205,6 +211,11 @@ func (t *Transport) receivePacket(p *memberlist.Packet) {
 	if !ok {
 		return
 	}
+	if p.Buf[0] == echoType {
+		t.receiveEcho(k, p, content)
+		return
+	}
+	t.routes.received(k.run, addrOf(p.From).String(), time.Now())
 	if content = t.cfg.Incoming(k.from, content); content == nil {
 		return
 	}
@@ -246,13 +257,35 @@ func (t *Transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 		t.wait(a, b)
 		return now, nil
 	}
-	packet, err := k.seal(b)
-	if err != nil {
+	at, err := t.send(k, a, b)
+	if errors.Is(err, errNoKeys) {
 		t.table.dropAll(func(other *keys) bool { return other == k })
 		t.wait(a, b)
 		return now, nil
 	}
-	return t.cfg.Network.WriteTo(packet, t.routes.to(a))
+	return at, err
+}
+
+// send sends a packet to a run, and looks for another address if packets may not arrive.
+func (t *Transport) send(k *keys, a memberlist.Address, content []byte) (time.Time, error) {
+	now := time.Now()
+	packet, err := k.seal(packetType, content)
+	if err != nil {
+		return now, err
+	}
+	to, ask, retry := t.routes.send(a, now)
+	t.ask(k, ask)
+	if retry {
+		go t.retry(a) // it ends within proofTimeout
+	}
+	return t.cfg.Network.WriteTo(packet, to)
+}
+
+// retry opens a stream to a run at the best address that answers, so that later ones are opened there.
+func (t *Transport) retry(a memberlist.Address) {
+	if s, err := t.askAt(t.routes.places(a), a, Keys, proofTimeout); err == nil {
+		s.Close()
+	}
 }
 
 // wait keeps a packet until there is a session, and dials the run once per second at most.
@@ -314,9 +347,7 @@ func (t *Transport) flush(run string) {
 	w.packets = nil
 	t.mu.Unlock()
 	for _, p := range packets {
-		if packet, err := k.seal(p.content); err == nil {
-			_, _ = t.cfg.Network.WriteTo(packet, t.routes.to(a)) // a packet may be lost
-		}
+		_, _ = t.send(k, a, p.content) // a packet may be lost
 	}
 }
 
@@ -334,9 +365,25 @@ func (t *Transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 	return t.cfg.Gossip(s), nil
 }
 
-// At returns the address at which packets reach a run.
-func (t *Transport) At(a memberlist.Address) (netip.AddrPort, error) {
-	return netip.ParseAddrPort(t.routes.to(a))
+// Way is how packets and streams to a run travel.
+type Way struct {
+	// Addr is the address outside the tunnel at which packets or streams reach the run; invalid: none is known.
+	Addr netip.AddrPort
+	// PacketsInside and StreamsInside mean that no such address answers: they go through the tunnel.
+	PacketsInside, StreamsInside bool
+}
+
+// Way returns how packets and streams to a run travel at present.
+func (t *Transport) Way(run string) Way {
+	packet, stream := t.routes.at(run)
+	w := Way{PacketsInside: packet.inside, StreamsInside: stream.inside}
+	if packet.inside {
+		packet = stream
+	}
+	if !packet.inside {
+		w.Addr, _ = netip.ParseAddrPort(packet.addr) // empty before the first packet and stream
+	}
+	return w
 }
 
 // Forget drops all that is known of a run that has ended.
@@ -350,13 +397,3 @@ func (t *Transport) Forget(run string) {
 
 // Expel ends all sessions of a peer. Welcome must refuse it from now on.
 func (t *Transport) Expel(id peer.ID) { t.table.dropAll(func(k *keys) bool { return k.peer == id }) }
-
-// ProbeKey returns a key that only this host and a run of a peer have, for probes of the path between
-// them. It changes with each new session: for a moment the two ends may have different ones.
-func (t *Transport) ProbeKey(run string) (key []byte, ok bool) {
-	k := t.table.to(run)
-	if k == nil {
-		return nil, false
-	}
-	return append([]byte(nil), k.probe...), true
-}
