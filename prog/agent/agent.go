@@ -2,6 +2,7 @@ package agent
 
 import (
 	"crypto/rand"
+	"net/netip"
 	"path/filepath"
 	"time"
 
@@ -69,7 +70,7 @@ type parts struct {
 
 // wire makes the components, each from those above it. The picture of the agent in
 // site/docs/architecture.md shows which component uses which: each arrow is a field of a Config here.
-// Only the callbacks of the network (Changed, Owns, Heard) use components that are made later.
+// Only the callbacks of the network (Changed, Owns, Inside, Heard) use components that are made later.
 func (r *run) wire(h host) (*parts, error) {
 	p := &parts{founding: r.founding, settings: r.settings}
 	if err := r.wireNetwork(h, p); err != nil {
@@ -98,6 +99,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 		Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
 		Changed: func() { p.view.Wake() }, Owns: func(id peer.ID) bool { return r.owns(p.view.Get(), id) },
 		Banned: p.membership.Banned, Admit: p.membership.Admitter(),
+		Inside: func(id peer.ID) []netip.Addr { return plan.Inside(p.view.Get(), p.datapath.Tunnels(), id, r.ipv6) },
 	})
 	if err != nil {
 		return err
