@@ -26,8 +26,25 @@ type neighbour struct {
 	gossip    uint16
 	reachable bool // gossip reaches the host
 	mute      bool // gossip reaches the host over TCP, but not over UDP
+	inside    inside
 	tunnel    bool // there is a tunnel to the host
 	fresh     bool // the tunnel works: its last handshake is recent, and newer than the loss of gossip, if gossip lost the host
+}
+
+// inside says which of gossip's ports do not answer, so that gossip uses them through the tunnel.
+type inside struct{ udp, tcp bool }
+
+// problem describes the blocked ports; empty if there are none.
+func (i inside) problem() (about, what, ports string) {
+	switch {
+	case i.udp && i.tcp:
+		return "inside", "gossip reaches %s only through the tunnel", "TCP and UDP"
+	case i.udp:
+		return "udp", "gossip reaches %s by TCP, but not by UDP", "UDP"
+	case i.tcp:
+		return "tcp", "gossip reaches %s by UDP, but not by TCP", "TCP"
+	}
+	return "", "", ""
 }
 
 // blockage is a blocked port between two hosts: firewalls drop packets without any error. The field
@@ -47,7 +64,10 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 	var known []netip.Addr
 	for _, n := range neighbours {
 		known = append(known, n.addrs...)
-		if n.reachable && n.mute {
+		if about, what, ports := n.inside.problem(); n.reachable && about != "" {
+			add(about+" "+n.name, fmt.Sprintf(what, n.name), "gossip goes through the tunnel meanwhile, and ends if the tunnel fails",
+				fmt.Sprintf("open %s %d between the two hosts, both ways", ports, n.gossip))
+		} else if n.reachable && n.mute {
 			add("udp "+n.name, fmt.Sprintf("gossip reaches %s by TCP, but not by UDP", n.name),
 				"gossip continues over TCP, with more traffic, and notices failures later", fmt.Sprintf("open UDP %d between the two hosts, both ways", n.gossip))
 		}
@@ -86,6 +106,7 @@ func neighbours(v *view.View, seen wg.Observed, started, now time.Time) (out []n
 		}
 		tunnel, ok := seen.Peers[r.WireGuard]
 		n := neighbour{name: r.Name(), addrs: r.Underlay, port: r.Port, gossip: r.Gossip, reachable: p.Reachable, mute: p.Mute, tunnel: ok}
+		n.inside = inside{udp: p.UDPInside, tcp: p.TCPInside}
 		n.fresh = now.Sub(tunnel.Handshake) < staleHandshake
 		if !p.Reachable { // a host that was powered off has keys that look fresh for minutes
 			lost := p.Since

@@ -23,6 +23,11 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 	n := func(reachable, tunnel, fresh bool) neighbour {
 		return neighbour{name: "00(h2)", addrs: []netip.Addr{addr}, port: 6784, gossip: 6783, reachable: reachable, tunnel: tunnel, fresh: fresh}
 	}
+	through := func(udp, tcp bool) []neighbour {
+		in := n(true, true, true)
+		in.inside, in.mute = inside{udp, tcp}, udp
+		return []neighbour{in}
+	}
 	works := neighbour{name: "01(h3)", reachable: true, tunnel: true, fresh: true}
 	for name, c := range map[string]struct {
 		neighbours []neighbour
@@ -38,6 +43,9 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 		"the host is off":               {[]neighbour{n(false, true, false), works}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, nil},
 		"the peer is in another ring":   {[]neighbour{n(true, false, false)}, nil, nil},
 		"gossip's port, UDP only":       {[]neighbour{{name: "00(h2)", port: 6784, gossip: 6783, reachable: true, mute: true, tunnel: true, fresh: true}}, nil, []string{"udp 00(h2)"}},
+		"gossip through the tunnel":     {through(true, true), nil, []string{"inside 00(h2)"}},
+		"packets through the tunnel":    {through(true, false), nil, []string{"udp 00(h2)"}},
+		"streams through the tunnel":    {through(false, true), nil, []string{"tcp 00(h2)"}},
 		"a target that never answered":  {[]neighbour{works}, []mesh.Target{{Host: "192.0.2.9", Err: down}}, []string{"target 192.0.2.9"}},
 		"a target that is being tried":  {nil, []mesh.Target{{Host: "192.0.2.9"}}, nil},
 	} {
@@ -45,6 +53,9 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 		var about []string
 		for _, b := range got {
 			about = append(about, b.About)
+			if strings.Contains(name, "through the tunnel") != strings.Contains(b.Effect, "goes through the tunnel meanwhile") {
+				t.Errorf("%s: the effect of %s is %q, want the tunnel in it only if gossip goes there", name, b.About, b.Effect)
+			}
 			if !strings.Contains(b.Fix, "open ") || b.About != noTunnel && !strings.Contains(b.Fix, "678") {
 				t.Errorf("%s: the fix of %s says no port, want the port to open", name, b)
 			}
@@ -77,7 +88,7 @@ func TestOnlyAHandshakeAfterTheLossProvesThatAPeerLives(t *testing.T) {
 		want      int           // the number of neighbours
 		fresh     bool
 	}{
-		"reached, keys in use":          {func(p *mesh.Peer) { p.Reachable = true }, time.Minute, 1, true},
+		"reached, keys in use":          {func(p *mesh.Peer) { p.Reachable, p.UDPInside = true, true }, time.Minute, 1, true},
 		"reached, keys too old":         {func(p *mesh.Peer) { p.Reachable = true }, time.Hour, 1, false},
 		"no tunnel":                     {func(p *mesh.Peer) { p.Reachable = true }, 0, 1, false},
 		"lost, keys from before":        {func(p *mesh.Peer) { p.Since = now.Add(-30 * time.Second) }, time.Minute, 1, false},
@@ -93,7 +104,7 @@ func TestOnlyAHandshakeAfterTheLossProvesThatAPeerLives(t *testing.T) {
 			seen.Peers[[32]byte{2}] = wg.Peer{Handshake: now.Add(-tt.handshake)}
 		}
 		got := neighbours(agenttest.ViewOf(own, []mesh.Peer{p}, own.ID()), seen, started, now)
-		if len(got) != tt.want || len(got) == 1 && (got[0].fresh != tt.fresh || got[0].tunnel != (tt.handshake != 0)) {
+		if len(got) != tt.want || len(got) == 1 && (got[0].fresh != tt.fresh || got[0].tunnel != (tt.handshake != 0) || got[0].inside.udp != p.UDPInside || got[0].inside.tcp) {
 			t.Errorf("%s: neighbours %+v, want the row's", name, got)
 		}
 	}
