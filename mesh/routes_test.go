@@ -2,12 +2,14 @@ package mesh
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"weft/mesh/meshtest"
 	"weft/mesh/meshtest/eventually"
+	"weft/mesh/peer"
 )
 
 // A peer whose advertised address does not answer is reached at another address of its record, by
@@ -68,5 +70,37 @@ func TestPeerIsJoinedAlthoughAnotherPeerHasItsAddress(t *testing.T) {
 		s.net.Heal()
 		eventually.True(t, 3*time.Minute, "all hosts reach each other again", allReach([]*host{h1, h2, h3}))
 		s.end(h1, h2, h3)
+	})
+}
+
+// Gossip follows the address that works best for the tunnel, while the agents run.
+func TestGossipFollowsBestAddressOfTunnel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &cluster{t, meshtest.New(1)}
+		other := netip.MustParseAddr("198.51.100.2")
+		var best atomic.Pointer[netip.Addr]
+		h1 := s.start(1, nil, nil, func(c *Config) {
+			c.Best = func(id peer.ID) netip.Addr {
+				if addr := best.Load(); addr != nil && id == idOf(2) {
+					return *addr
+				}
+				return netip.Addr{}
+			}
+		})
+		h2 := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) {
+			c.Record.Underlay = append(c.Record.Underlay, other)
+			s.net.AddAddress(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(other, Port))
+		})
+		eventually.True(t, 10*time.Second, "all hosts reach each other", allReach([]*host{h1, h2}))
+		since := peerAt(h1, h2).Since
+		for _, addr := range []netip.Addr{other, address(2).Addr()} {
+			best.Store(&addr)
+			eventually.True(t, 3*time.Second, "the next packet goes to the new address", func() bool { return peerAt(h1, h2).Addr == addr })
+			time.Sleep(time.Minute)
+			if p := peerAt(h1, h2); p.Addr != addr || !p.Since.Equal(since) {
+				t.Errorf("a minute later h1 reaches h2 like this: %+v; want it at %v, without a loss", p, addr)
+			}
+		}
+		s.end(h1, h2)
 	})
 }

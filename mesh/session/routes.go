@@ -57,7 +57,7 @@ const (
 	// silence is how long packets may go without a sign that they arrive.
 	silence = 500 * time.Millisecond
 	// askPause is the time between two questions for echoes. It doubles up to retryPause.
-	askPause = time.Second
+	askPause = 500 * time.Millisecond
 	// retryPause is the time between two attempts at the earlier addresses of the list.
 	retryPause = 10 * time.Second
 	maxRoutes  = maxKept // runs; the oldest ones are not known, so any one is dropped
