@@ -41,7 +41,9 @@ func TestGossipGoesOnThroughTunnel(t *testing.T) {
 		h3 := s.start(3, nil, []string{"192.0.2.1"}, s.tunnelled(3))
 		eventually.True(t, 10*time.Second, "all hosts reach each other", allReach([]*host{h1, h2, h3}))
 		time.Sleep(time.Minute)
-		underlay := func(a netip.Addr) bool { return a != insideAddress(1) && a != insideAddress(2) && a != insideAddress(3) }
+		underlay := func(a netip.Addr) bool {
+			return a != insideAddress(1) && a != insideAddress(2) && a != insideAddress(3)
+		}
 		s.net.Partition(func(a, b netip.Addr) bool {
 			return underlay(a) && underlay(b) && (a == address(3).Addr()) != (b == address(3).Addr())
 		})
