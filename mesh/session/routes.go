@@ -60,7 +60,7 @@ const (
 	askPause = 500 * time.Millisecond
 	// retryPause is the time between two attempts at the earlier addresses of the list.
 	retryPause = 10 * time.Second
-	maxRoutes  = maxKept // runs; the oldest ones are not known, so any one is dropped
+	maxRoutes  = maxKept // runs; at more, any other one is dropped and found anew
 )
 
 // places lists the addresses of a run in the order of preference. Without a name only the given address is

@@ -10,8 +10,8 @@
 //	the stream has its use; packets travel in both directions
 //
 // A peer that has not yet proved its identity costs some KiB, one of a bounded number of connections, and
-// at most proofTimeout (door.go). The package also chooses the address at which a run of a peer is
-// reached, see routes.
+// at most proofTimeout (door.go). The package also chooses the addresses at which a run of a peer is
+// reached, outside the tunnel or, as the last resort, inside it (routes.go, echo.go).
 //
 // A Transport is safe for concurrent use. It knows nothing of members: its Config judges whom it talks to.
 package session
