@@ -103,6 +103,35 @@ func FuzzPacket(f *testing.F) {
 	})
 }
 
+// Whatever a member sends as an echo, packets to it go only to addresses that are known to be its own.
+func FuzzEcho(f *testing.F) {
+	n := meshtest.New(1)
+	second := meshtest.Address(22).String()
+	a, b := start(f, n, 1, 1), start(f, n, 2, 1, func(c *Config) { c.Addresses = func(string) []string { return []string{second} } })
+	s, err := a.Ask(b.at(), Keys, time.Second)
+	if err != nil {
+		f.Fatal(err)
+	}
+	s.Close()
+	k := b.table.to(a.run)
+	for k == nil {
+		time.Sleep(time.Millisecond)
+		k = b.table.to(a.run)
+	}
+	b.send(a, "x")
+	for _, first := range []byte{question, answer, 0} {
+		for _, addr := range []string{second, a.addr.String(), "203.0.113.9:6783", "[2001:db8::1]:6783", "[fe80::1%eth0]:1", ""} {
+			f.Add(append([]byte{first}, addr...))
+		}
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		b.receiveEcho(k, &memberlist.Packet{From: net.UDPAddrFromAddrPort(a.addr)}, content)
+		if packet, _ := b.routes.at(a.run); packet.inside || packet.addr != a.addr.String() && packet.addr != second {
+			t.Errorf("after the echo %q packets go to %+v; want the advertised address or the other one of the record", content, packet)
+		}
+	})
+}
+
 // Arbitrary bytes on a stream of a stranger end without a stream, keys or a goroutine.
 func FuzzStranger(f *testing.F) {
 	hello := clientHello()

@@ -19,12 +19,19 @@ import (
 // an agent that does not know them.
 type outgoing struct {
 	memberlist.Transport
-	deaf bool
 
 	mu      sync.Mutex
 	packets []string // without echoes
+	deaf    bool
 	echoes  int
 	dials   []string
+	blocked bool // streams outside the tunnel fail
+}
+
+func (o *outgoing) block(blocked bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.blocked = blocked
 }
 
 func (o *outgoing) WriteTo(b []byte, addr string) (time.Time, error) {
@@ -44,7 +51,11 @@ func (o *outgoing) WriteTo(b []byte, addr string) (time.Time, error) {
 func (o *outgoing) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
 	o.mu.Lock()
 	o.dials = append(o.dials, addr)
+	blocked := o.blocked
 	o.mu.Unlock()
+	if blocked && netip.MustParseAddrPort(addr).Addr().As4()[3] < 40 {
+		return nil, fmt.Errorf("dial %s: connection refused", addr)
+	}
 	return o.Transport.DialTimeout(addr, timeout)
 }
 
@@ -252,8 +263,7 @@ func TestOnlyStreamsGoThroughTunnelIfTCPIsBlocked(t *testing.T) {
 		n := meshtest.New(1)
 		a, b := two(t, n)
 		talk(a, b, time.Second)
-		blocked := &noTCP{Transport: a.out.Transport}
-		a.out.Transport = blocked
+		a.out.block(true)
 		s, err := a.Ask(b.at(), Keys, time.Second)
 		if err != nil {
 			t.Fatal(err)
@@ -263,29 +273,10 @@ func TestOnlyStreamsGoThroughTunnelIfTCPIsBlocked(t *testing.T) {
 		if got, want := a.Way(b.run), (Way{Addr: b.addr, StreamsInside: true}); got != want {
 			t.Errorf("a reaches b by %+v; want %+v", got, want)
 		}
-		blocked.open.Lock()
-		blocked.works = true
-		blocked.open.Unlock()
+		a.out.block(false)
 		within(t, a, b, retryPause+time.Second, "streams leave the tunnel", func() bool { return a.Way(b.run) == Way{Addr: b.addr} })
 		stop(t, a.end, b.end)
 	})
-}
-
-// noTCP lets streams only through the tunnel until it works.
-type noTCP struct {
-	memberlist.Transport
-	open  sync.Mutex
-	works bool
-}
-
-func (f *noTCP) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
-	f.open.Lock()
-	works := f.works
-	f.open.Unlock()
-	if !works && netip.MustParseAddrPort(addr).Addr().As4()[3] < 40 {
-		return nil, fmt.Errorf("dial %s: connection refused", addr)
-	}
-	return f.Transport.DialTimeout(addr, timeout)
 }
 
 // A host that answers no echoes is of an older version. Packets to it stay at the advertised address, and
@@ -294,7 +285,9 @@ func TestPacketsStayIfNoEchoComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := meshtest.New(1)
 		a, b := two(t, n)
+		b.out.mu.Lock()
 		b.out.deaf = true
+		b.out.mu.Unlock()
 		talk(a, b, time.Second)
 		for range 300 { // b receives, but says nothing
 			a.send(b.end, "x")
