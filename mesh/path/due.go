@@ -94,13 +94,18 @@ func (r *remote) expire(now time.Time) {
 	})
 	r.changes = slices.DeleteFunc(r.changes, func(t time.Time) bool { return now.Sub(t) > flappingSpan })
 	r.path.Changes = len(r.changes)
-	if r.first || !r.path.Measured || r.down() {
-		if a := r.current; a != nil && a.samples > 0 {
-			r.path.RTT, r.path.Measured = a.rtt, true
-			if loss, ok := a.loss(); ok {
-				r.path.Loss = loss
-			}
-		}
+	r.tell()
+}
+
+// tell makes what this host measured itself a part of the path. In calm times the other side measures.
+func (r *remote) tell() {
+	a := r.current
+	if a == nil || a.samples == 0 || !r.first && r.path.Measured && !r.down() {
+		return
+	}
+	r.path.RTT, r.path.Measured = a.rtt, true
+	if loss, ok := a.loss(); ok {
+		r.path.Loss = loss
 	}
 }
 

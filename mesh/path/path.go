@@ -53,7 +53,7 @@ type Path struct {
 	// Answered is when the peer last answered a probe, Received is when its data last arrived through the
 	// tunnel, Asked when its last question arrived. Zero: never.
 	Answered, Received, Asked time.Time
-	// Refused means that this host's own kernel refused to send the last probe.
+	// Refused means that this host's own firewall refused to send the last probe.
 	Refused bool
 	// Changes is how often State changed between Direct and another one within the last ten minutes.
 	Changes int
@@ -219,10 +219,10 @@ func (p *Prober) Receive(now time.Time, a Arrival) (Send, bool) {
 	return r.asked(now, a, m)
 }
 
-// Failed tells that the kernel refused to send a probe.
-func (p *Prober) Failed(now time.Time, s Send) {
+// Failed tells that the kernel refused to send a probe. firewall means that a rule of this host did.
+func (p *Prober) Failed(now time.Time, s Send, firewall bool) {
 	if r := p.peers[s.peer]; r != nil {
-		r.failed(now, s)
+		r.failed(now, s, firewall)
 	}
 }
 

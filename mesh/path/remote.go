@@ -130,6 +130,9 @@ func (r *remote) learn(now time.Time, from netip.AddrPort) *address {
 	return a
 }
 
+// keepalive is the size of WireGuard's keepalives, which expect no answer.
+const keepalive = 32
+
 // observe takes what WireGuard counted.
 func (r *remote) observe(now time.Time, t Traffic) {
 	last := r.traffic
@@ -150,7 +153,7 @@ func (r *remote) observe(now time.Time, t Traffic) {
 		if !r.alarm.IsZero() && (!r.needsAnswer || !r.capable) {
 			r.calm(now)
 		}
-	case t.Sent > last.Sent && r.sentSince.IsZero():
+	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():
 		r.sentSince = now
 	}
 }
@@ -195,9 +198,10 @@ func (r *remote) set(now time.Time, s State) {
 	if was != Unknown && (was == Direct || s == Direct) {
 		r.changes = append(r.changes, now)
 	}
-	if s == Direct {
+	if s == Direct { // the loss while the path was down says nothing about it now
+		r.asks = nil
 		for _, a := range r.addrs {
-			a.outcomes, a.asked = 0, 0 // the loss while the path was down says nothing about it now
+			a.outcomes, a.asked = 0, 0
 		}
 	}
 	r.path.State, r.path.Since = s, now
@@ -252,6 +256,7 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.use(now, a)
 	}
 	r.choose(now, a)
+	r.tell()
 	if r.alarm.IsZero() {
 		r.set(now, Direct)
 		return
@@ -373,12 +378,12 @@ func (r *remote) recent(now time.Time) bool {
 }
 
 // failed takes the kernel's refusal to send.
-func (r *remote) failed(now time.Time, s Send) {
+func (r *remote) failed(now time.Time, s Send, firewall bool) {
 	if i := slices.IndexFunc(r.asks, func(q ask) bool { return s.id != 0 && q.id == s.id }); i >= 0 {
 		if q := r.asks[i]; q.size == 0 {
 			q.addr.note(false)
 			if q.addr == r.current {
-				r.path.Refused = true
+				r.path.Refused = firewall
 				r.raise(now, true, r.recent(now))
 			}
 		}

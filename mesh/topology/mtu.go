@@ -1,6 +1,9 @@
 package topology
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+)
 
 // WireGuard adds these sizes to a packet: an IP header of the underlay (40 bytes for IPv6, 20 for
 // IPv4), 8 bytes of UDP, and 32 bytes of its own. It pads the inner packet to a multiple of 16.
@@ -40,7 +43,7 @@ func SetMTUs(tunnels []Tunnel, link, given int) int {
 		t := &tunnels[i]
 		path := t.Path()
 		if given != 0 {
-			path = t.Link
+			path = cmp.Or(t.Measured, t.Link)
 		}
 		t.device, t.MTU = device, inside(path, device, t.Endpoint.Addr())
 	}
@@ -64,13 +67,15 @@ func outer(peer netip.Addr) int {
 	return Overhead
 }
 
-// Path returns the path MTU of the underlay to the peer: the smaller MTU of this host's route and
-// the peer's link. 0 means unknown.
+// Path returns the path MTU of the underlay to the peer: the measured one, but at most that of this
+// host's route, which the kernel may just have lowered. Before the first measurement it is the smaller
+// MTU of this host's route and the peer's link. 0 means unknown.
 func (t Tunnel) Path() int {
-	if t.Route == 0 || t.Link == 0 {
-		return max(t.Route, t.Link)
+	far := cmp.Or(t.Measured, t.Link)
+	if t.Route == 0 || far == 0 {
+		return max(t.Route, far)
 	}
-	return min(t.Route, t.Link)
+	return min(t.Route, far)
 }
 
 // MTUFor returns the largest inner packet of an address family in the tunnel.

@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"weft/ipam/slot"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 )
 
@@ -20,16 +21,17 @@ type Tunnel struct {
 	Peer         peer.ID
 	PublicKey    [32]byte
 	PresharedKey [32]byte
-	Endpoint     netip.AddrPort   // the best known address of Record
+	Endpoint     netip.AddrPort   // the best known address
+	Proven       bool             // a probe of the path was answered at Endpoint
 	Record       []netip.AddrPort // the addresses of its signed record
 	AllowedIPs   []netip.Prefix   // the node address and the owned slots in both families; sorted
 	Reach        Reach
-	// Route is the MTU of this host's route to the peer, Link is the MTU of the peer's link with
-	// the Endpoint address; 0 if unknown. SetMTUs computes MTU, the largest packet inside the
-	// tunnel.
-	Route, Link int
-	MTU         int
-	device      int // the MTU of the device
+	// Route is the MTU of this host's route to the peer. Link is the MTU of the peer's link with the
+	// Endpoint address, by its record; it counts until Measured, the path MTU, is known. 0: unknown.
+	// SetMTUs computes MTU, the largest packet inside the tunnel.
+	Route, Link, Measured int
+	MTU                   int
+	device                int // the MTU of the device
 }
 
 // Reach is a peer's reachability by gossip. It decides with which peers WireGuard makes handshakes,
@@ -57,6 +59,8 @@ type Input struct {
 	// work, so Plan uses it before the first address of the record.
 	Preferred map[peer.ID]netip.Addr
 	Reach     map[peer.ID]Reach
+	// Paths are measured. The endpoint of a path is proven to work, so Plan uses it before all others.
+	Paths map[peer.ID]path.Path
 	// Route returns the MTU of this host's route to an address; 0 if unknown.
 	Route func(netip.Addr) int
 	// PresharedKey returns the pre-shared key of this peer and another peer; zero if they have none yet.
@@ -72,7 +76,7 @@ func Plan(in Input) []Tunnel {
 		if id == in.Self || r.State == peer.Left || in.Universe.IsZero() || string(r.Ring) != string(in.Ring) {
 			continue
 		}
-		addr, ok := in.endpoint(r)
+		endpoint, proven, ok := in.endpoint(r)
 		psk := in.PresharedKey(id)
 		if !ok || psk == [32]byte{} {
 			continue
@@ -81,12 +85,14 @@ func Plan(in Input) []Tunnel {
 			Peer:         id,
 			PublicKey:    r.WireGuard,
 			PresharedKey: psk,
-			Endpoint:     netip.AddrPortFrom(addr, r.Port),
+			Endpoint:     endpoint,
+			Proven:       proven,
 			Record:       listens(r),
 			AllowedIPs:   in.allowed(in.Owned[id]),
 			Reach:        in.Reach[id],
-			Route:        in.Route(addr),
-			Link:         r.MTU(addr),
+			Route:        in.Route(endpoint.Addr()),
+			Link:         r.MTU(endpoint.Addr()),
+			Measured:     in.Paths[id].MTU,
 		})
 	}
 	slices.SortFunc(out, func(a, b Tunnel) int { return slices.Compare(a.Peer[:], b.Peer[:]) })
@@ -101,18 +107,21 @@ func listens(r peer.Record) (out []netip.AddrPort) {
 	return out
 }
 
-// endpoint returns the first address in the record that this host can send to, or the address that
-// gossip uses, if there is one.
-func (in Input) endpoint(r peer.Record) (netip.Addr, bool) {
+// endpoint returns the endpoint that a probe has proven. If there is none, it returns the address that
+// gossip uses, or the first address in the record that this host can send to.
+func (in Input) endpoint(r peer.Record) (endpoint netip.AddrPort, proven, ok bool) {
+	if p := in.Paths[r.ID()].Endpoint; p.IsValid() {
+		return p, true, true
+	}
 	usable := func(a netip.Addr) bool { return a.Is4() && in.Underlay4 || a.Is6() && in.Underlay6 }
 	if a, ok := in.Preferred[r.ID()]; ok && usable(a) && slices.Contains(r.Underlay, a) {
-		return a, true
+		return netip.AddrPortFrom(a, r.Port), false, true
 	}
 	i := slices.IndexFunc(r.Underlay, usable)
 	if i < 0 {
-		return netip.Addr{}, false
+		return netip.AddrPort{}, false, false
 	}
-	return r.Underlay[i], true
+	return netip.AddrPortFrom(r.Underlay[i], r.Port), false, true
 }
 
 // allowed returns the allowed IPs of a peer for cryptokey routing. The peer's node address lies in

@@ -9,6 +9,7 @@ import (
 	"weft/ipam"
 	"weft/mesh"
 	"weft/mesh/peer"
+	"weft/mesh/topology"
 	"weft/prog/agent/attach"
 	"weft/prog/agent/control"
 	"weft/prog/agent/datapath"
@@ -16,6 +17,7 @@ import (
 	"weft/prog/agent/enforce"
 	"weft/prog/agent/explain"
 	"weft/prog/agent/founding"
+	"weft/prog/agent/measure"
 	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
 	"weft/prog/agent/nodeaddr"
@@ -33,6 +35,8 @@ import (
 	"weft/prog/agent/view"
 	"weft/prog/cni/install"
 	"weft/router"
+	"weft/router/link"
+	"weft/router/probe"
 	"weft/router/problem"
 	"weft/router/wg"
 )
@@ -56,6 +60,7 @@ type parts struct {
 	rules      rules
 	enforce    *enforce.Enforcer
 	publish    *publish.Publisher
+	measure    *measure.Measure
 	datapath   *datapath.Datapath
 	paths      *paths.Paths
 	resolver   resolver.Resolver
@@ -70,7 +75,7 @@ type parts struct {
 
 // wire makes the components, each from those above it. The picture of the agent in
 // site/docs/architecture.md shows which component uses which: each arrow is a field of a Config here.
-// Only the callbacks of the network (Changed, Owns, Inside, Heard) use components that are made later.
+// Only the callbacks of the network (Changed, Owns, Best, Inside, Tunnels, Heard) use components that are made later.
 func (r *run) wire(h host) (*parts, error) {
 	p := &parts{founding: r.founding, settings: r.settings}
 	if err := r.wireNetwork(h, p); err != nil {
@@ -99,6 +104,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 		Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
 		Changed: func() { p.view.Wake() }, Owns: func(id peer.ID) bool { return r.owns(p.view.Get(), id) },
 		Banned: p.membership.Banned, Admit: p.membership.Admitter(),
+		Best:   func(id peer.ID) netip.Addr { return p.measure.Best(id) },
 		Inside: func(id peer.ID) []netip.Addr { return plan.Inside(p.view.Get(), p.datapath.Tunnels(), id, r.ipv6) },
 	})
 	if err != nil {
@@ -166,8 +172,15 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	p.publish = publish.New(publish.Config{
 		Directory: p.directory, Attached: attached, Settings: &p.settings.Value, NodeAddr: &p.nodeaddr.Value, View: seen, IPv6: r.ipv6, Log: log,
 	})
+	p.measure, err = measure.New(measure.Config{
+		Self: t.Self, PrivateKey: t.Keys.WireGuard, View: seen, Host: &p.underlay.Value, Tunnels: func() []topology.Tunnel { return p.datapath.Tunnels() },
+		Open: func() (measure.Conn, error) { return probe.Open(probe.Config{Port: uint16(o.Port), Log: log}) }, Observe: wg.Observe, Bytes: link.TunnelBytes, Log: log,
+	})
+	if err != nil {
+		return err
+	}
 	p.datapath = datapath.New(datapath.Config{
-		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Underlay: p.underlay,
+		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Paths: &p.measure.Value, Underlay: p.underlay,
 		Router: p.router, PresharedKey: p.pairs.Key, Empty: p.rules.source.Empty, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,
 		Tried: r.board.Wake, Log: log, Fixed: plan.Fixed{
 			PrivateKey: t.Keys.WireGuard, Port: o.Port, GossipPort: o.GossipPort, MTU: o.MTU, IPv6: r.ipv6, Resolver: !o.DNS.Off,
@@ -175,7 +188,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 		},
 	})
 	p.paths = paths.New(paths.Config{
-		View: seen, Started: r.started, Gossip: o.GossipPort, IPv6: r.ipv6, GivenMTU: o.MTU != 0, Tunnels: p.datapath.Tunnels,
+		View: seen, Started: r.started, Gossip: o.GossipPort, IPv6: r.ipv6, GivenMTU: o.MTU != 0, Tunnels: p.datapath.Tunnels, Measured: p.measure.Path, Rates: p.measure.Rates,
 		Targets: p.mesh.Targets, Expected: func() []mesh.Target { return h.expected(p.mesh.Targets()) }, Observe: wg.Observe,
 	})
 	return nil
@@ -208,7 +221,7 @@ func (r *run) wireQueries(h host, p *parts) {
 		Options: o, PublicKey: t.Public.String(), IPv6: r.ipv6, View: p.view, Board: r.board, Attached: p.attached, Unattached: p.unattached,
 		Paths: p.paths, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath,
 		Problems: []func(*view.View) []problem.Problem{
-			status.Any(p.membership.Problems), status.Any(p.datapath.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
+			status.Any(p.membership.Problems), status.Any(p.datapath.Problems), status.Any(p.measure.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
 			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.view.Problems, status.Any(p.cni.Problems),
 		},
 	})

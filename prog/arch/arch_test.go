@@ -9,6 +9,8 @@ package arch
 import (
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/token"
 	"io"
 	"os/exec"
 	"slices"
@@ -19,7 +21,7 @@ import (
 // pure lists the packages that only take and return values: no network, no files, no clock, no global
 // randomness, no log.
 var pure = []string{
-	"weft/mesh/peer", "weft/mesh/secret", "weft/mesh/directory", "weft/mesh/document", "weft/mesh/member", "weft/mesh/topology",
+	"weft/mesh/peer", "weft/mesh/secret", "weft/mesh/directory", "weft/mesh/document", "weft/mesh/member", "weft/mesh/path", "weft/mesh/topology",
 	"weft/router/policy", "weft/router/problem", "weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos",
 }
 
@@ -32,8 +34,9 @@ var kubernetes = []string{
 // imaging lists the modules that make the container image. No program of Weft links them.
 var imaging = []string{"github.com/google/go-containerregistry/", "github.com/CycloneDX/"}
 
-// notInPure lists the packages of the standard library that a pure package must not import.
-var notInPure = []string{"net", "os", "syscall", "log", "log/slog", "time", "math/rand", "math/rand/v2", "crypto/rand", "context", "sync"}
+// notInPure lists the packages of the standard library that a pure package must not import. It may use
+// the values of package time, but no clock: see TestPurePackagesReadNoClock.
+var notInPure = []string{"net", "os", "syscall", "log", "log/slog", "math/rand", "math/rand/v2", "crypto/rand", "context", "sync"}
 
 type pkg struct {
 	ImportPath string
@@ -97,6 +100,20 @@ func TestImportsPointOneWay(t *testing.T) {
 				t.Errorf("%s imports %s, want imports of the allowed directions only: %s", p.ImportPath, i, bad)
 			}
 		}
+	}
+}
+
+func TestPurePackagesReadNoClock(t *testing.T) {
+	for _, p := range pure {
+		inspect(t, strings.TrimPrefix(p, "weft/"), nil, func(at func(ast.Node) token.Position, n ast.Node) {
+			f, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return
+			}
+			if x, ok := f.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains(clock, f.Sel.Name) {
+				t.Errorf("%v: a pure package uses time.%s, want that callers pass the time", at(n), f.Sel.Name)
+			}
+		})
 	}
 }
 

@@ -183,7 +183,7 @@ func printCNI(w io.Writer, c api.CNI) {
 
 func established(list []api.Connection) (n int) {
 	for _, c := range list {
-		if c.State == api.ConnEstablished {
+		if c.State == api.ConnDirect {
 			n++
 		}
 	}
@@ -197,7 +197,7 @@ func countConnections(list []api.Connection) string {
 		counts[c.State]++
 	}
 	var parts []string
-	for _, state := range []string{api.ConnEstablished, api.ConnPending, api.ConnRetrying, api.ConnFailed} {
+	for _, state := range []string{api.ConnDirect, api.ConnPending, api.ConnSilent, api.ConnFailed} {
 		if n := counts[state]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, state))
 		}

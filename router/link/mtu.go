@@ -53,6 +53,24 @@ func ReadMTUs() (MTUs, error) {
 	return out, nil
 }
 
+// TunnelBytes returns how many bytes the tunnel device has received and sent.
+func TunnelBytes() (uint64, error) {
+	h, err := Handle()
+	if err != nil {
+		return 0, err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(Device)
+	if err != nil {
+		return 0, fmt.Errorf("reading the counters of %s: %w", Device, err)
+	}
+	s := l.Attrs().Statistics
+	if s == nil {
+		return 0, nil
+	}
+	return s.RxBytes + s.TxBytes, nil
+}
+
 // Way is the route by which this host sends to an address.
 type Way struct {
 	Link int // index of the link

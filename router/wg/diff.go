@@ -127,7 +127,8 @@ func diff(have map[wgtypes.Key]devicePeer, want []topology.Tunnel, planned map[w
 	return append(changes, surplus(have, next, owner)...), next
 }
 
-// moved reports whether the endpoint of an existing peer must be written. An endpoint from which
+// moved reports whether the endpoint of an existing peer must be written. A proven endpoint always is.
+// Without one, WireGuard's own choice goes on while it works: an endpoint from which
 // packets arrive is replaced only when the peer's own record no longer contains it. An endpoint
 // without packets is replaced when the plan has changed; after a restart of the agent, when the
 // last plan is not known, always.
@@ -137,6 +138,8 @@ func moved(old devicePeer, t topology.Tunnel, last plan, now time.Time) bool {
 		return true
 	case old.endpoint == t.Endpoint:
 		return false
+	case t.Proven: // both ends use this pair of addresses, so WireGuard does not roam back
+		return true
 	case slices.Contains(last.record, old.endpoint) && !slices.Contains(t.Record, old.endpoint):
 		return true
 	}

@@ -22,6 +22,7 @@ import (
 	"weft/mesh/topology"
 	"weft/prog/agent/attach"
 	"weft/prog/agent/live"
+	"weft/prog/agent/measure"
 	"weft/prog/agent/plan"
 	"weft/prog/agent/settings"
 	"weft/prog/agent/underlay"
@@ -56,6 +57,7 @@ type Config struct {
 	Host     live.Reader[underlay.Host]
 	NodeAddr live.Reader[slot.Slot]
 	Attached live.Reader[[]attach.Endpoint]
+	Paths    live.Reader[measure.Paths]
 	Settings live.Reader[settings.Values]
 	Underlay Underlay
 	Router   Router
@@ -100,6 +102,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 		_, hosted := d.cfg.Host.Read()
 		_, claimed := d.cfg.NodeAddr.Read()
 		_, set := d.cfg.Settings.Read()
+		_, measured := d.cfg.Paths.Read()
 		err := d.step(ctx)
 		if overlap, ok := errors.AsType[*link.OverlapError](err); ok && d.Get() == nil {
 			return overlap
@@ -114,6 +117,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 		case <-d.cfg.Host.Changed(hosted):
 		case <-d.cfg.NodeAddr.Changed(claimed):
 		case <-d.cfg.Settings.Changed(set):
+		case <-d.cfg.Paths.Changed(measured):
 		}
 	}
 }
@@ -166,7 +170,7 @@ func (d *Datapath) desired(v *view.View, attached []attach.Endpoint) (plan.Plan,
 	defer done()
 	return plan.Desired(plan.Inputs{
 		View: v, Node: d.cfg.NodeAddr.Get(), LinkMTU: d.linkMTU(), Endpoints: attached, Settings: d.cfg.Settings.Get(),
-		Route: route, PresharedKey: d.cfg.PresharedKey, Fixed: d.cfg.Fixed,
+		Route: route, PresharedKey: d.cfg.PresharedKey, Paths: d.cfg.Paths.Get(), Fixed: d.cfg.Fixed,
 	}), nil
 }
 

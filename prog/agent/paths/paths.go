@@ -1,8 +1,8 @@
-// Package paths monitors how this host reaches the others: whether the required ports are open,
-// whether traffic arrives through the tunnels, and the MTU of each path.
+// Package paths says how this host reaches the others, for the status: whether the required ports are
+// open, whether tunnels work, and the MTU of each path. Package measure measures them.
 //
-// Paths own the times when each peer was last heard, and the lasting blockages. Their goroutine
-// checks them every five seconds. Paths are safe for concurrent use. They change nothing on the host.
+// Paths own the lasting blockages. Their goroutine looks for them once a second. Paths are safe for
+// concurrent use. They change nothing on the host.
 package paths
 
 import (
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/live"
@@ -23,8 +24,8 @@ import (
 )
 
 const (
-	// period is how often the tunnels are looked at.
-	period = 5 * time.Second
+	// period is how often blockages are looked for.
+	period = time.Second
 	// staleHandshake is when a tunnel's keys are too old to be used (WireGuard's REJECT_AFTER_TIME).
 	staleHandshake = 180 * time.Second
 )
@@ -41,6 +42,10 @@ type Config struct {
 	Tunnels func() []topology.Tunnel
 	// Targets returns the hosts to join. Expected returns the targets that should answer now.
 	Targets, Expected func() []mesh.Target
+	// Measured returns what is known about the path to a peer, and Rates how many bytes per second pass its
+	// tunnel.
+	Measured func(peer.ID) (path.Path, bool)
+	Rates    func(peer.ID) (received, sent float64)
 	// Observe reads the tunnels of the kernel.
 	Observe func() (wg.Observed, error)
 }
@@ -50,9 +55,8 @@ type Paths struct {
 	cfg Config
 
 	mu      sync.Mutex
-	heard   map[[32]byte]heard   // the last traffic of each tunnel, by its public key
 	since   map[string]time.Time // when each blockage was first seen, by its key
-	lasting []blockage           // the blockages that have lasted long enough to be problems
+	lasting []problem.Problem    // the blockages that have lasted long enough to be problems
 }
 
 // New makes paths; Run starts them.
@@ -63,9 +67,8 @@ func (p *Paths) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if seen, err := p.cfg.Observe(); err == nil { // otherwise there are no tunnels yet, which status reports
 			now := time.Now()
-			p.listen(now, seen)
 			if v := p.cfg.View.Get(); v != nil {
-				p.look(now, blockages(neighbours(v, seen, p.cfg.Started, now), p.cfg.Expected(), p.cfg.Gossip))
+				p.look(now, blockages(p.neighbours(v, seen, now), p.cfg.Expected(), p.cfg.Gossip))
 			}
 		}
 		live.Pause(ctx, period)
@@ -85,8 +88,8 @@ func (p *Paths) look(now time.Time, seen []blockage) {
 			first = now
 		}
 		since[b.About] = first
-		if now.Sub(first) >= lasting {
-			p.lasting = append(p.lasting, b)
+		if b.measured || now.Sub(first) >= lasting {
+			p.lasting = append(p.lasting, b.Problem)
 		}
 	}
 	p.since = since
@@ -96,7 +99,7 @@ func (p *Paths) look(now time.Time, seen []blockage) {
 func (p *Paths) Check() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if i := slices.IndexFunc(p.lasting, func(b blockage) bool { return b.About == noTunnel }); i >= 0 {
+	if i := slices.IndexFunc(p.lasting, func(b problem.Problem) bool { return b.About == noTunnel }); i >= 0 {
 		return errors.New(p.lasting[i].String())
 	}
 	return nil
@@ -114,7 +117,7 @@ func (p *Paths) Problems(v *view.View) (list []problem.Problem) {
 	p.mu.Unlock()
 	now := time.Now()
 	list = append(list, flapping(v.Peers, v.Self, func(r peer.Record) bool {
-		_, ok := p.ago(r.WireGuard, now)
+		_, ok := p.ago(r.ID(), now)
 		return ok
 	})...)
 	for _, t := range p.cfg.Tunnels() {
@@ -129,13 +132,17 @@ func (p *Paths) Problems(v *view.View) (list []problem.Problem) {
 // false.
 func narrow(t topology.Tunnel, name string, ipv6, given bool) (problem.Problem, bool) {
 	size := t.MTUFor(ipv6)
-	need, path := t.Sealed(size), t.Path()
-	if path == 0 || need <= path {
+	need, fits := t.Sealed(size), t.Path()
+	if fits == 0 || need <= fits {
 		return problem.Problem{}, false
 	}
 	addr := t.Endpoint.Addr()
 	where, look := fmt.Sprintf("this host's route to %v", addr), fmt.Sprintf(" (see `ip route get %v`)", addr)
-	if t.Route == 0 || path < t.Route {
+	switch {
+	case t.Route != 0 && fits >= t.Route:
+	case t.Measured != 0:
+		where, look = fmt.Sprintf("a link on the way to %v", addr), ""
+	default:
 		where, look = fmt.Sprintf("the link with %v on that host", addr), ""
 	}
 	what, or := "the tunnel", ""
@@ -148,7 +155,7 @@ func narrow(t topology.Tunnel, name string, ipv6, given bool) (problem.Problem, 
 	return problem.Problem{
 		Reason: problem.PathMTU, About: t.Peer.String(),
 		What:   fmt.Sprintf("large packets to %s go in fragments, which is slow, or are lost", name),
-		Effect: fmt.Sprintf("the MTU of %s is %d, and %s needs %d", where, path, what, need),
+		Effect: fmt.Sprintf("the MTU of %s is %d, and %s needs %d", where, fits, what, need),
 		Fix:    "raise it" + look + or,
 	}, true
 }

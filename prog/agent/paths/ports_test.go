@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/agenttest"
@@ -79,6 +80,33 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 	}
 }
 
+// A tunnel that probes have found not to work is reported at once, with the side that is at fault as far
+// as it is known.
+func TestMeasuredBlockagesAreReportedAtOnceWithTheirCause(t *testing.T) {
+	for name, tt := range map[string]struct {
+		path      path.Path
+		reachable bool
+		want      string // a part of the text; empty: no problem
+	}{
+		"works":                       {path.Path{State: path.Direct}, true, ""},
+		"nothing is heard":            {path.Path{State: path.Deaf}, true, "UDP 6784 of 00(h2) does not answer, though gossip reaches that host"},
+		"the own firewall":            {path.Path{State: path.Deaf, Refused: true}, true, "this host's own firewall drops packets to UDP 6784"},
+		"one direction only":          {path.Path{State: path.Unheard}, true, "packets of this host to its UDP 6784 do not"},
+		"the host is off":             {path.Path{State: path.Deaf}, false, ""},
+		"gossip fails, tunnel works":  {path.Path{State: path.Direct}, false, ""}, // it has to last
+		"handshakes, but no answer":   {path.Path{State: path.Deaf}, true, "does not answer"},
+		"not measured, no handshakes": {path.Path{}, true, ""}, // it has to last
+	} {
+		n := neighbour{name: "00(h2)", port: 6784, gossip: 6783, reachable: tt.reachable, tunnel: true, fresh: name == "handshakes, but no answer", path: tt.path}
+		p := New(Config{Tunnels: func() []topology.Tunnel { return nil }})
+		p.look(time.Now(), blockages([]neighbour{n}, nil, 6783))
+		got := p.Problems(&view.View{})
+		if len(got) != min(len(tt.want), 1) || len(got) > 0 && (!strings.Contains(got[0].String(), tt.want) || got[0].Fix == "") {
+			t.Errorf("%s: problems %v; want %q", name, got, tt.want)
+		}
+	}
+}
+
 func TestOnlyAHandshakeAfterTheLossProvesThatAPeerLives(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	started := now.Add(-time.Hour)
@@ -103,7 +131,8 @@ func TestOnlyAHandshakeAfterTheLossProvesThatAPeerLives(t *testing.T) {
 		if tt.handshake != 0 {
 			seen.Peers[[32]byte{2}] = wg.Peer{Handshake: now.Add(-tt.handshake)}
 		}
-		got := neighbours(agenttest.ViewOf(own, []mesh.Peer{p}, own.ID()), seen, started, now)
+		of := New(Config{Started: started, Measured: func(peer.ID) (path.Path, bool) { return path.Path{}, false }})
+		got := of.neighbours(agenttest.ViewOf(own, []mesh.Peer{p}, own.ID()), seen, now)
 		if len(got) != tt.want || len(got) == 1 && (got[0].fresh != tt.fresh || got[0].tunnel != (tt.handshake != 0) || got[0].inside.udp != p.UDPInside || got[0].inside.tcp) {
 			t.Errorf("%s: neighbours %+v, want the row's", name, got)
 		}

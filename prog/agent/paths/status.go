@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/metric"
@@ -44,15 +45,23 @@ func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target,
 	tunnel, ok := seen.Peers[rec.WireGuard]
 	switch {
 	case ok:
-		c.State = connectionState(tunnel.Handshake, now)
+		measured, _ := p.cfg.Measured(rec.ID())
+		c.State = state(measured, tunnel.Handshake, other.Reachable, now)
 		if tunnel.Endpoint.IsValid() {
 			c.Address = tunnel.Endpoint
 		}
 		if !tunnel.Handshake.IsZero() {
 			c.Handshake = &tunnel.Handshake
 		}
-		c.Received, c.Sent, c.MTU = tunnel.Received, tunnel.Sent, p.tunnelMTU(rec.ID())
+		c.Received, c.Sent, c.MTU, c.PathMTU = tunnel.Received, tunnel.Sent, p.tunnelMTU(rec.ID()), measured.MTU
+		c.ReceivedRate, c.SentRate = p.cfg.Rates(rec.ID())
+		if measured.Measured {
+			c.RoundTrip, c.Loss = new(measured.RTT.Seconds()), new(measured.Loss)
+		}
 		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, c.MTU)
+		if measured.State == path.Unheard {
+			c.Info += " (it does not hear this host)"
+		}
 		if !other.Reachable {
 			c.Info += fmt.Sprintf(" (gossip: %s)", v.State(other))
 		}
@@ -76,14 +85,19 @@ func isTarget(p mesh.Peer, targets []mesh.Target) bool {
 	})
 }
 
-func connectionState(handshake, now time.Time) string {
+// state returns the state of a tunnel. Before the path is measured, WireGuard's last handshake decides.
+func state(measured path.Path, handshake time.Time, gossip bool, now time.Time) string {
 	switch {
-	case handshake.IsZero():
+	case measured.State == path.Unheard:
+		return api.ConnOneWay
+	case measured.State == path.Deaf && gossip:
+		return api.ConnBlocked
+	case measured.State == path.Deaf:
+		return api.ConnSilent
+	case handshake.IsZero(), measured.State == path.Unknown && now.Sub(handshake) > staleHandshake:
 		return api.ConnPending
-	case now.Sub(handshake) > staleHandshake:
-		return api.ConnRetrying
 	}
-	return api.ConnEstablished
+	return api.ConnDirect
 }
 
 // tunnelMTU returns the MTU of the tunnel to a peer, 0 if there is none.

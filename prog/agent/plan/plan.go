@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"weft/ipam/slot"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/attach"
@@ -26,6 +27,7 @@ type Inputs struct {
 	// Route returns the MTU of this host's route to an address; 0: no route.
 	Route        func(netip.Addr) int
 	PresharedKey func(peer.ID) [32]byte
+	Paths        map[peer.ID]path.Path // as measured
 	Fixed
 }
 
@@ -77,7 +79,7 @@ func tunnels(in Inputs) []topology.Tunnel {
 	v := in.View
 	t := topology.Input{
 		Self: v.Self, Ring: v.Ring.ID[:], Universe: v.Ring.Universe, IPv6: in.IPv6, Owned: v.Owners,
-		Preferred: map[peer.ID]netip.Addr{}, Reach: v.Reach, Route: in.Route, PresharedKey: in.PresharedKey,
+		Preferred: map[peer.ID]netip.Addr{}, Reach: v.Reach, Route: in.Route, PresharedKey: in.PresharedKey, Paths: in.Paths,
 	}
 	for _, p := range v.Peers {
 		// A member can make up as many records as it likes: a peer counts once it proved to be

@@ -1,0 +1,361 @@
+// Package measure measures the tunnels to all peers: whether packets get through, by which address, how
+// fast, and how large they may be. The rules are in package path; this package gives them a clock, the
+// probes of the network, and WireGuard's counters.
+//
+// A Measure owns the state machine. It publishes the paths whenever a state, an endpoint or an MTU
+// changes. It reads WireGuard's counters twice a second while data passes the tunnel device, and every
+// ten seconds otherwise. It is safe for concurrent use, and changes nothing on the host.
+package measure
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/mesh/path"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
+	"weft/prog/agent/live"
+	"weft/prog/agent/underlay"
+	"weft/prog/agent/view"
+	"weft/router/probe"
+	"weft/router/problem"
+	"weft/router/wg"
+)
+
+const (
+	// lookBusy and lookIdle are how often WireGuard's counters are read.
+	lookBusy, lookIdle = 500 * time.Millisecond, 10 * time.Second
+	// again is the pause before the sockets are opened once more.
+	again = 30 * time.Second
+)
+
+// Conn sends and receives probes.
+type Conn interface {
+	Send(to netip.AddrPort, from netip.Addr, payload []byte, size int) error
+	Receive(ctx context.Context, f func(probe.Datagram)) error
+	Close() error
+}
+
+// Config configures a Measure.
+type Config struct {
+	Self       peer.ID
+	PrivateKey [32]byte // WireGuard's
+	View       live.Reader[*view.View]
+	Host       live.Reader[underlay.Host]
+	// Tunnels returns the tunnels of the last plan.
+	Tunnels func() []topology.Tunnel
+	// Open opens the sockets for probes.
+	Open func() (Conn, error)
+	// Observe reads WireGuard's counters of all peers. Bytes reads how much the tunnel device has received
+	// and sent, which costs little.
+	Observe func() (wg.Observed, error)
+	Bytes   func() (uint64, error)
+	Log     *slog.Logger
+}
+
+// Paths are the measured paths, by peer.
+type Paths map[peer.ID]path.Path
+
+// Measure measures tunnels, and publishes their paths.
+type Measure struct {
+	live.Value[Paths]
+
+	cfg     Config
+	private *ecdh.PrivateKey
+	failed  live.Value[error]
+
+	mu      sync.Mutex
+	prober  *path.Prober
+	keys    map[[32]byte]path.Key // by the peer's public key
+	tunnels []topology.Tunnel
+	version uint64
+	rates   map[peer.ID]rate
+}
+
+// rate is how much data passes a tunnel.
+type rate struct {
+	at             time.Time
+	received, sent int64
+	Received, Sent float64 // bytes per second
+}
+
+// New makes a Measure; Run starts it.
+func New(cfg Config) (*Measure, error) {
+	private, err := ecdh.X25519().NewPrivateKey(cfg.PrivateKey[:])
+	if err != nil {
+		return nil, fmt.Errorf("measure: reading this host's WireGuard key: %w", err)
+	}
+	return &Measure{
+		cfg: cfg, private: private, keys: map[[32]byte]path.Key{}, rates: map[peer.ID]rate{},
+		prober: path.New(path.Config{Self: cfg.Self, Random: rand.Reader}),
+	}, nil
+}
+
+// Run measures until ctx ends.
+func (m *Measure) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := m.serve(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		m.failed.Set(err)
+		m.cfg.Log.Warn("tunnels are not measured", "err", err)
+		live.Pause(ctx, again)
+	}
+	return nil
+}
+
+// serve opens the sockets, and measures until ctx ends or the sockets fail.
+func (m *Measure) serve(ctx context.Context) error {
+	conn, err := m.cfg.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	m.failed.Set(nil)
+	ctx, stop := context.WithCancel(ctx)
+	received := make(chan error, 1)
+	go func() { // ends with ctx
+		received <- conn.Receive(ctx, func(d probe.Datagram) { m.receive(conn, d) })
+		stop()
+	}()
+	m.loop(ctx, conn)
+	stop()
+	return <-received
+}
+
+// loop asks what is due, until ctx ends.
+func (m *Measure) loop(ctx context.Context, conn Conn) {
+	var looked, listed time.Time
+	var bytes uint64
+	_, hosted := m.cfg.Host.Read()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		now := time.Now()
+		if now.Sub(listed) >= lookBusy {
+			listed = now
+			_, version := m.cfg.Host.Read()
+			m.configure(now, version != hosted)
+			hosted = version
+			if n, err := m.cfg.Bytes(); err == nil && n != bytes || now.Sub(looked) >= lookIdle {
+				bytes, looked = n, now
+				m.look(now)
+			}
+		}
+		next := m.ask(conn, now)
+		timer.Reset(max(time.Until(minTime(next, listed.Add(lookBusy))), time.Millisecond))
+	}
+}
+
+func minTime(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// configure tells the state machine which peers have tunnels.
+func (m *Measure) configure(now time.Time, moved bool) {
+	tunnels, v := m.cfg.Tunnels(), m.cfg.View.Get()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(tunnels) == len(m.tunnels) && (len(tunnels) == 0 || &tunnels[0] == &m.tunnels[0]) && !moved {
+		return
+	}
+	m.tunnels = tunnels
+	keys := make(map[[32]byte]path.Key, len(tunnels))
+	remotes := make([]path.Remote, 0, len(tunnels))
+	for _, t := range tunnels {
+		key, ok := m.keys[t.PublicKey]
+		if !ok {
+			var err error
+			if key, err = m.key(t.PublicKey); err != nil {
+				continue // no tunnel works with such a key either
+			}
+		}
+		keys[t.PublicKey] = key
+		route := func(a netip.Addr) int {
+			if a == t.Endpoint.Addr() {
+				return t.Route
+			}
+			return 0
+		}
+		remotes = append(remotes, path.Remote{ID: t.Peer, Key: key, Addrs: t.Record, MTU: route, Quiet: v != nil && v.Reach[t.Peer] != topology.Reached})
+	}
+	m.keys = keys
+	m.prober.Configure(now, remotes, moved)
+	m.publish(now)
+}
+
+// key derives the key for probes with a peer.
+func (m *Measure) key(public [32]byte) (path.Key, error) {
+	theirs, err := ecdh.X25519().NewPublicKey(public[:])
+	if err != nil {
+		return path.Key{}, err
+	}
+	shared, err := m.private.ECDH(theirs)
+	if err != nil {
+		return path.Key{}, err
+	}
+	return path.NewKey(shared, [32]byte(m.private.PublicKey().Bytes()), public)
+}
+
+// look gives the state machine WireGuard's counters.
+func (m *Measure) look(now time.Time) {
+	seen, err := m.cfg.Observe()
+	if err != nil {
+		return // there is no device yet, which the status reports
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	byPeer := make(map[peer.ID]path.Traffic, len(m.tunnels))
+	rates := make(map[peer.ID]rate, len(m.tunnels))
+	for _, t := range m.tunnels {
+		if p, ok := seen.Peers[t.PublicKey]; ok {
+			byPeer[t.Peer] = path.Traffic{Endpoint: p.Endpoint, Received: p.Received, Sent: p.Sent, Handshake: p.Handshake}
+			rates[t.Peer] = m.rates[t.Peer].next(now, p)
+		}
+	}
+	m.rates = rates
+	m.prober.Observe(now, func(id peer.ID) (path.Traffic, bool) {
+		t, ok := byPeer[id]
+		return t, ok
+	})
+	m.publish(now)
+}
+
+// next returns the rate after another look at the counters.
+func (r rate) next(now time.Time, p wg.Peer) rate {
+	out := rate{at: now, received: p.Received, sent: p.Sent}
+	if since := now.Sub(r.at).Seconds(); !r.at.IsZero() && since > 0 && p.Received >= r.received && p.Sent >= r.sent {
+		out.Received, out.Sent = float64(p.Received-r.received)/since, float64(p.Sent-r.sent)/since
+	}
+	return out
+}
+
+// ask sends what is due, and returns when more is.
+func (m *Measure) ask(conn Conn, now time.Time) time.Time {
+	m.mu.Lock()
+	due := m.prober.Due(now)
+	m.mu.Unlock()
+	for _, s := range due {
+		m.send(conn, s)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.publish(now)
+	return m.prober.Next(now)
+}
+
+// send sends a probe. What this host's own firewall or routes refuse counts as unanswered.
+func (m *Measure) send(conn Conn, s path.Send) {
+	err := conn.Send(s.To, s.From, s.Payload, s.Size)
+	if err == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.prober.Failed(time.Now(), s, errors.Is(err, unix.EPERM))
+}
+
+// receive takes a probe, and answers it.
+func (m *Measure) receive(conn Conn, d probe.Datagram) {
+	m.mu.Lock()
+	now := time.Now()
+	answer, ok := m.prober.Receive(now, path.Arrival{From: d.From, To: d.To, Payload: d.Payload, Size: d.Size})
+	m.publish(now)
+	m.mu.Unlock()
+	if ok {
+		m.send(conn, answer)
+	}
+}
+
+// publish publishes the paths if they have changed, and logs new states. The caller holds the lock.
+func (m *Measure) publish(now time.Time) {
+	if v := m.prober.Version(); v == m.version {
+		return
+	} else {
+		m.version = v
+	}
+	last, next := m.Get(), make(Paths, len(m.tunnels))
+	for _, t := range m.tunnels {
+		p, ok := m.prober.Path(t.Peer)
+		if !ok {
+			continue
+		}
+		next[t.Peer] = p
+		if was := last[t.Peer]; was.State != p.State && p.Changes <= flapping {
+			m.log(t.Peer, was, p, now)
+		}
+	}
+	m.Set(next)
+}
+
+// flapping is how many changes of a path within ten minutes are logged. A path that changes more often
+// is a problem that the status names.
+const flapping = 10
+
+// log logs a new state of a path.
+func (m *Measure) log(id peer.ID, was, is path.Path, now time.Time) {
+	name := m.cfg.View.Get().Name(id)
+	switch {
+	case is.State == path.Direct && was.State == path.Unknown:
+		m.cfg.Log.Info("a tunnel works", "peer", name, "addr", is.Endpoint, "rtt", is.RTT)
+	case is.State == path.Direct:
+		m.cfg.Log.Info("a tunnel works again", "peer", name, "addr", is.Endpoint, "after", now.Sub(was.Since).Round(time.Second))
+	case is.State == path.Unheard:
+		m.cfg.Log.Warn("a tunnel works in one direction only: the peer does not hear this host", "peer", name)
+	case is.State == path.Deaf:
+		m.cfg.Log.Warn("a tunnel does not work: nothing comes from the peer", "peer", name)
+	}
+}
+
+// Path returns what is known now about the path to a peer.
+func (m *Measure) Path(id peer.ID) (path.Path, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.prober.Path(id)
+}
+
+// Rates returns how many bytes per second pass the tunnel to a peer.
+func (m *Measure) Rates(id peer.ID) (received, sent float64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.rates[id]
+	return r.Received, r.Sent
+}
+
+// Best returns the address of a peer whose tunnel works; invalid if none does.
+func (m *Measure) Best(id peer.ID) netip.Addr {
+	if p := m.Get()[id]; p.State == path.Direct {
+		return p.Endpoint.Addr()
+	}
+	return netip.Addr{}
+}
+
+// Problems reports that tunnels are not measured.
+func (m *Measure) Problems() []problem.Problem {
+	err := m.failed.Get()
+	if err == nil {
+		return nil
+	}
+	return []problem.Problem{{
+		Reason: problem.DataPath, About: "probes", What: "tunnels are not measured: " + err.Error(),
+		Effect: "the status shows no round trips, and a failed path is noticed late", Fix: "give the agent the capability NET_RAW, and the kernel nftables' log expression (nft_log)",
+	}}
+}
