@@ -63,7 +63,7 @@ type ask struct {
 }
 
 func (r *remote) configure(now time.Time, c Remote, moved bool) {
-	isNew := r.addrs == nil
+	isNew, lost := r.addrs == nil, c.Quiet && !r.Quiet
 	r.Remote = c
 	var next []*address
 	for _, to := range c.Addrs[:min(len(c.Addrs), maxAddrs)] {
@@ -88,7 +88,7 @@ func (r *remote) configure(now time.Time, c Remote, moved bool) {
 		r.othersAt = now.Add(othersEvery)
 		r.raise(now, true, false)
 		r.next = now.Add(r.prober.upTo(min(2*time.Second, time.Duration(len(r.prober.peers))*2*time.Millisecond)))
-	} else if moved {
+	} else if moved || lost {
 		r.raise(now, true, true)
 		r.next = now
 	}

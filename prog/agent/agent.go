@@ -8,6 +8,7 @@ import (
 
 	"weft/ipam"
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/attach"
@@ -138,7 +139,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 		Universe: asked, Excluded: p.settings.Get().Exclude, Rest: o.Rest, Held: p.directory.Taken, Listed: p.directory.Listed,
 		Heard: func(id peer.ID) string { return p.paths.Heard(id) }, Changed: func() { p.view.Wake() },
 	})
-	p.view = view.New(view.Config{Self: t.Self, Ring: p.ipam, Mesh: p.mesh, Started: r.started, Rejoin: h.rejoin})
+	p.view = view.New(view.Config{Self: t.Self, Ring: p.ipam, Mesh: p.mesh, Started: r.started, Rejoin: h.rejoin, Path: func(id peer.ID) (path.Path, bool) { return p.measure.Path(id) }})
 	p.nodeaddr = nodeaddr.New(nodeaddr.Config{Stored: r.stored.node, IPAM: p.ipam, View: &p.view.Value, Log: log})
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"weft/ipam"
 	"weft/ipam/slot"
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/live"
@@ -23,9 +24,6 @@ import (
 const (
 	// period is the interval at which views are taken even if nothing changed.
 	period = 2 * time.Second
-	// presumed is how long after the start a peer that was not heard yet counts as reachable, since
-	// usually only the agent was restarted.
-	presumed = 30 * time.Second
 	// lostAfter is how long gossip must not reach a peer before its tunnel is no longer updated.
 	lostAfter = 5 * time.Minute
 )
@@ -40,6 +38,8 @@ type View struct {
 	Owners    map[peer.ID][]slot.Range
 	Records   map[peer.ID]peer.Record
 	Present   map[peer.ID]bool // peers whose endpoints can be reached
+	Evidence  map[peer.ID]path.Evidence
+	Taken     time.Time
 	Reach     map[peer.ID]topology.Reach
 }
 
@@ -78,6 +78,8 @@ type Config struct {
 	Ring    Ring
 	Mesh    Mesh
 	Started time.Time // the start of the agent
+	// Path returns what is known about the path to a peer.
+	Path func(peer.ID) (path.Path, bool)
 	// Rejoin is the beginning of a sentence: how a host leaves its ring and joins the largest ring.
 	Rejoin string
 }
@@ -152,17 +154,24 @@ func take(snap ipam.Snapshot, cfg Config, now time.Time) *View {
 	v := &View{
 		Snapshot: snap, Self: cfg.Self, Own: cfg.Mesh.Own(), Confirmed: cfg.Mesh.Confirmed(), Peers: cfg.Mesh.Peers(), Owners: snap.Ring.Owned(),
 		Records: map[peer.ID]peer.Record{}, Present: map[peer.ID]bool{}, Reach: map[peer.ID]topology.Reach{},
+		Evidence: map[peer.ID]path.Evidence{}, Taken: now,
 	}
-	fresh := now.Sub(cfg.Started) < presumed
 	for _, p := range v.Peers {
 		if p.Record.Identity == nil {
 			continue
 		}
 		id := p.Record.ID()
 		v.Records[id] = p.Record
+		e := path.Evidence{Gossip: p.Reachable, Lost: p.Since, Started: cfg.Started}
+		if p.Reachable {
+			e.Lost = time.Time{}
+		}
+		e.Path, _ = cfg.Path(id)
+		v.Evidence[id] = e
+		life := path.Judge(now, e)
 		// If the agent of a peer was stopped on purpose, its containers keep running.
 		v.Present[id] = p.Record.State != peer.Left &&
-			(p.Reachable || p.Record.State == peer.Stopped || fresh && p.Since.IsZero())
+			(p.Record.State == peer.Stopped || life == path.Alive || life == path.Unsure)
 		v.Reach[id] = reach(p, cfg.Started, now)
 	}
 	return v

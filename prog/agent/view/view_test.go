@@ -12,6 +12,7 @@ import (
 	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 )
@@ -46,7 +47,7 @@ var other = peer.Record{Identity: make([]byte, 32), Nickname: "there"}
 func TestAViewIsTakenOnRequestAndPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{}
-		watcher := New(Config{Self: peer.ID{1}, Ring: w, Mesh: w, Started: time.Now()})
+		watcher := New(Config{Self: peer.ID{1}, Ring: w, Mesh: w, Started: time.Now(), Path: unmeasured})
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- watcher.Run(ctx) }()
@@ -77,11 +78,17 @@ func TestAViewIsTakenOnRequestAndPeriodically(t *testing.T) {
 func TestTheEndOfTheAllocatorEndsTheWatcher(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{fail: errors.New("it has ended")}
-		if err := New(Config{Ring: w, Mesh: w}).Run(t.Context()); !errors.Is(err, w.fail) {
+		if err := New(Config{Ring: w, Mesh: w, Path: unmeasured}).Run(t.Context()); !errors.Is(err, w.fail) {
 			t.Error(err)
 		}
 	})
 }
+
+// unmeasured knows no path.
+func unmeasured(peer.ID) (path.Path, bool) { return path.Path{}, false }
+
+// presumed is for how long peers may be alive that were not heard since the start of the agent.
+const presumed = 30 * time.Second
 
 // The endpoints of peers that gossip has not reached yet count for a while after the start, since
 // usually only the agent was restarted.
@@ -93,15 +100,18 @@ func TestEndpointsCountWhileTheirPeerIsPresentOrOwnsAddresses(t *testing.T) {
 		started time.Duration // time since the start
 		owns    bool
 		present bool
+		path    path.Path
 	}{
-		"reached":                         {mesh.Peer{Reachable: true}, time.Hour, false, true},
-		"lost":                            {mesh.Peer{Since: now.Add(-time.Minute)}, time.Hour, false, false},
-		"lost, and owns addresses":        {mesh.Peer{Since: now.Add(-time.Minute)}, time.Hour, true, false},
-		"not met yet, just after a start": {mesh.Peer{}, presumed - time.Second, false, true},
-		"not met yet, later":              {mesh.Peer{}, presumed, false, false},
-		"lost just after a start":         {mesh.Peer{Since: now.Add(-time.Second)}, presumed - time.Second, false, false},
-		"its agent was stopped":           {mesh.Peer{Record: peer.Record{State: peer.Stopped}}, time.Hour, false, true},
-		"the peer left, and is reached":   {mesh.Peer{Reachable: true, Record: peer.Record{State: peer.Left}}, time.Hour, false, false},
+		"reached":                           {mesh.Peer{Reachable: true}, time.Hour, false, true, path.Path{}},
+		"lost":                              {mesh.Peer{Since: now.Add(-time.Minute)}, time.Hour, false, false, path.Path{}},
+		"lost, and owns addresses":          {mesh.Peer{Since: now.Add(-time.Minute)}, time.Hour, true, false, path.Path{}},
+		"not met yet, just after a start":   {mesh.Peer{}, presumed - time.Second, false, true, path.Path{}},
+		"not met yet, later":                {mesh.Peer{}, presumed, false, false, path.Path{}},
+		"lost just after a start":           {mesh.Peer{Since: now.Add(-time.Second)}, presumed - time.Second, false, false, path.Path{}},
+		"its agent was stopped":             {mesh.Peer{Record: peer.Record{State: peer.Stopped}}, time.Hour, false, true, path.Path{}},
+		"the peer left, and is reached":     {mesh.Peer{Reachable: true, Record: peer.Record{State: peer.Left}}, time.Hour, false, false, path.Path{}},
+		"lost by gossip, not by its tunnel": {mesh.Peer{Since: now.Add(-time.Minute)}, time.Hour, false, true, path.Path{State: path.Direct, Answered: now.Add(-time.Second)}},
+		"lost, and its tunnel is silent":    {mesh.Peer{Since: now.Add(-time.Second)}, time.Hour, false, false, path.Path{State: path.Deaf, Answered: now.Add(-time.Second)}},
 	} {
 		tt.peer.Record.Identity = other.Identity
 		id := tt.peer.Record.ID()
@@ -111,7 +121,7 @@ func TestEndpointsCountWhileTheirPeerIsPresentOrOwnsAddresses(t *testing.T) {
 			owners = append(owners, id)
 		}
 		w.snap.Ring = ring.Found(ring.ID{1}, [16]byte{1}, slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}, owners...)
-		v := take(w.snap, Config{Self: self, Mesh: w, Started: now.Add(-tt.started)}, now)
+		v := take(w.snap, Config{Self: self, Mesh: w, Started: now.Add(-tt.started), Path: func(peer.ID) (path.Path, bool) { return tt.path, true }}, now)
 		if v.Present[id] != tt.present || v.Counts(id) != (tt.present || tt.owns) || !v.Counts(self) {
 			t.Errorf("%s: present %v, counts %v, want the row's result", name, v.Present[id], v.Counts(id))
 		}
@@ -124,7 +134,7 @@ func TestEndpointsCountWhileTheirPeerIsPresentOrOwnsAddresses(t *testing.T) {
 // Reports take views as often as they like: only Refresh publishes one, and wakes components.
 func TestLookDoesNotPublishAView(t *testing.T) {
 	at := &world{}
-	w := New(Config{Ring: at, Mesh: at})
+	w := New(Config{Ring: at, Mesh: at, Path: unmeasured})
 	if v, err := w.Look(t.Context()); err != nil || v == nil || w.Get() != nil {
 		t.Errorf("Look returned %v, error %v, and %v is published; want a view, and none published", v, err, w.Get())
 	}
