@@ -1,0 +1,188 @@
+package measure
+
+import (
+	"context"
+	"crypto/ecdh"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/mesh"
+	"weft/mesh/path"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
+	"weft/prog/agent/agenttest"
+	"weft/prog/agent/live"
+	"weft/prog/agent/underlay"
+	"weft/prog/agent/view"
+	"weft/router/probe"
+	"weft/router/wg"
+)
+
+// network carries probes between hosts by their addresses. A probe takes a millisecond.
+type network struct {
+	mu     sync.Mutex
+	conns  map[netip.Addr]*conn
+	cut    bool
+	refuse error
+}
+
+type conn struct {
+	net  *network
+	own  netip.AddrPort
+	in   chan probe.Datagram
+}
+
+func (n *network) open(own netip.AddrPort) *conn {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := &conn{net: n, own: own, in: make(chan probe.Datagram, 64)}
+	n.conns[own.Addr()] = c
+	return c
+}
+
+func (c *conn) Send(to netip.AddrPort, _ netip.Addr, payload []byte, size int) error {
+	c.net.mu.Lock()
+	other, cut, refuse := c.net.conns[to.Addr()], c.net.cut, c.net.refuse
+	c.net.mu.Unlock()
+	if refuse != nil || other == nil || cut {
+		return refuse
+	}
+	d := probe.Datagram{From: c.own, To: to, Payload: append([]byte(nil), payload...), Size: max(size, len(payload)+28)}
+	time.AfterFunc(time.Millisecond, func() {
+		select {
+		case other.in <- d:
+		default: // as a full buffer of the kernel
+		}
+	})
+	return nil
+}
+
+func (c *conn) Receive(ctx context.Context, f func(probe.Datagram)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case d := <-c.in:
+			f(d)
+		}
+	}
+}
+
+func (c *conn) Close() error { return nil }
+
+// pair makes the components of two hosts on a network.
+func pair(t *testing.T, n *network, open func(int) error) (out [2]*Measure, ids [2]peer.ID) {
+	t.Helper()
+	var private [2]*ecdh.PrivateKey
+	var records [2]peer.Record
+	for i := range private {
+		seed := [32]byte{byte(i + 1)}
+		private[i], _ = ecdh.X25519().NewPrivateKey(seed[:])
+		records[i] = agenttest.Record(byte(i + 1))
+		records[i].WireGuard = [32]byte(private[i].PublicKey().Bytes())
+		ids[i] = records[i].ID()
+	}
+	for i := range out {
+		other := records[1-i]
+		to := netip.AddrPortFrom(other.Underlay[0], other.Port)
+		tunnels := []topology.Tunnel{{Peer: ids[1-i], PublicKey: other.WireGuard, Endpoint: to, Record: []netip.AddrPort{to}, Route: 1500}}
+		seen := &live.Value[*view.View]{}
+		v := agenttest.ViewOf(records[i], []mesh.Peer{{Record: records[0], Reachable: true}, {Record: records[1], Reachable: true}}, ids[i])
+		v.Reach[ids[1-i]] = topology.Reached
+		seen.Set(v)
+		var err error
+		out[i], err = New(Config{
+			Self: ids[i], PrivateKey: [32]byte(private[i].Bytes()), View: seen, Host: &live.Value[underlay.Host]{}, Tunnels: func() []topology.Tunnel { return tunnels },
+			Open: func() (Conn, error) {
+				if err := open(i); err != nil {
+					return nil, err
+				}
+				return n.open(netip.AddrPortFrom(records[i].Underlay[0], 6784)), nil
+			},
+			Observe: func() (wg.Observed, error) { return wg.Observed{}, nil }, Bytes: func() (uint64, error) { return 0, nil },
+			Log: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out, ids
+}
+
+// Two hosts measure the path between them, publish it, and publish that it fails and works again.
+func TestPathsBetweenTwoHostsArePublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{conns: map[netip.Addr]*conn{}}
+		hosts, ids := pair(t, n, func(int) error { return nil })
+		for _, m := range hosts {
+			agenttest.Run(t, m.Run)
+		}
+		time.Sleep(3 * time.Second)
+		want := func(s path.State) {
+			t.Helper()
+			for i, m := range hosts {
+				p := m.Get()[ids[1-i]]
+				if p.State != s || !p.Endpoint.IsValid() || p.MTU != 1500 || (m.Best(ids[1-i]) == p.Endpoint.Addr()) != (s == path.Direct) {
+					t.Errorf("host %d published %+v, best address %v; want state %v", i, p, m.Best(ids[1-i]), s)
+				}
+			}
+		}
+		want(path.Direct)
+		n.mu.Lock()
+		n.cut = true
+		n.mu.Unlock()
+		time.Sleep(20 * time.Second)
+		want(path.Deaf)
+		n.mu.Lock()
+		n.refuse = unix.EPERM
+		n.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		if p, ok := hosts[0].Path(ids[1]); !ok || !p.Refused {
+			t.Errorf("the kernel refuses to send, and the path is %+v; want that said", p)
+		}
+		n.mu.Lock()
+		n.cut, n.refuse = false, nil
+		n.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		want(path.Direct)
+	})
+}
+
+// If the sockets cannot be opened, the status says why, and it is tried again.
+func TestAHostThatCannotProbeSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{conns: map[netip.Addr]*conn{}}
+		var mu sync.Mutex
+		fail := errors.New("no such log")
+		hosts, ids := pair(t, n, func(i int) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if i == 0 {
+				return fail
+			}
+			return nil
+		})
+		for _, m := range hosts {
+			agenttest.Run(t, m.Run)
+		}
+		time.Sleep(time.Second)
+		if p := hosts[0].Problems(); len(p) != 1 || !strings.Contains(p[0].String(), "no such log") {
+			t.Errorf("problems %v; want the reason why nothing is measured", p)
+		}
+		mu.Lock()
+		fail = nil
+		mu.Unlock()
+		time.Sleep(again + 5*time.Second)
+		if p := hosts[0].Problems(); len(p) != 0 || hosts[0].Get()[ids[1]].State != path.Direct {
+			t.Errorf("with sockets: problems %v, paths %+v; want a measured path", p, hosts[0].Get())
+		}
+	})
+}
