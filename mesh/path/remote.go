@@ -256,19 +256,16 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.use(now, a)
 	}
 	r.choose(now, a)
-	r.tell()
-	if r.alarm.IsZero() {
+	switch {
+	case r.alarm.IsZero():
 		r.set(now, Direct)
-		return
-	}
-	if a != r.current {
-		return
-	}
-	if r.down() && a.streak < 2 {
+	case a != r.current:
+	case r.down() && a.streak < 2:
 		r.next = minTime(r.next, now.Add(gapMin)) // a second answer confirms it
-		return
+	default:
+		r.calm(now)
 	}
-	r.calm(now)
+	r.tell()
 }
 
 // note records the outcome of a question.

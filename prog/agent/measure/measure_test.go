@@ -35,9 +35,9 @@ type network struct {
 }
 
 type conn struct {
-	net  *network
-	own  netip.AddrPort
-	in   chan probe.Datagram
+	net *network
+	own netip.AddrPort
+	in  chan probe.Datagram
 }
 
 func (n *network) open(own netip.AddrPort) *conn {
