@@ -244,10 +244,12 @@ func (t *Transport) receiveGuest(raw net.Conn, g *guest) (*Stream, error) {
 		t.table.release(k)
 		return nil, err
 	}
+	if hello.Use != Admit {
+		t.routes.met(p.Run, p.Addr.Addr().String()) // before the first packet to that run
+	}
 	if err := t.proven(k, hello.Use); err != nil {
 		return nil, err
 	}
-	t.routes.met(p.Run, p.Addr.Addr().String())
 	t.flush(k.run)
 	return &Stream{Conn: s, Peer: p, Use: hello.Use, Binding: binding}, nil
 }

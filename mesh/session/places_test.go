@@ -203,15 +203,16 @@ func TestGossipGoesThroughTunnelAsLastResort(t *testing.T) {
 	type way struct{ packets, streams bool }
 	for name, tt := range map[string]struct {
 		cut  func(*meshtest.Network)
-		want [2]way // of both hosts
+		want []way // of host 1, and of host 2
 	}{
-		// Host 2 sends only from its advertised address, so no answer comes back to it outside the tunnel.
+		// Host 2 is reached at its second address. Echoes that it asks for are lost, its packets are not, so it
+		// may use either way.
 		"the second address works in one way": {func(n *meshtest.Network) {
 			n.Partition(func(from, to netip.Addr) bool { return one(from, to) && to == meshtest.Address(2).Addr() })
-		}, [2]way{{}, {true, false}}},
-		"UDP is blocked":            {func(n *meshtest.Network) { n.Mute(both) }, [2]way{{true, false}, {true, false}}},
-		"UDP is blocked in one way": {func(n *meshtest.Network) { n.Mute(one) }, [2]way{{true, false}, {true, false}}},
-		"UDP and TCP are blocked":   {func(n *meshtest.Network) { n.Partition(both) }, [2]way{{true, true}, {true, true}}},
+		}, []way{{}}},
+		"UDP is blocked":            {func(n *meshtest.Network) { n.Mute(both) }, []way{{true, false}, {true, false}}},
+		"UDP is blocked in one way": {func(n *meshtest.Network) { n.Mute(one) }, []way{{true, false}, {true, false}}},
+		"UDP and TCP are blocked":   {func(n *meshtest.Network) { n.Partition(both) }, []way{{true, true}, {true, true}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -236,15 +237,17 @@ func TestGossipGoesThroughTunnelAsLastResort(t *testing.T) {
 					return len(a.got()) >= before[0]+5 && len(b.got()) >= before[1]+5
 				})
 				talk(a, b, retryPause)
-				for range 30 {
-					if got := [2]way{is(a, b), is(b, a)}; got != tt.want {
+				const rounds = 30
+				before := len(b.got())
+				for range rounds {
+					if got := []way{is(a, b), is(b, a)}; !slices.Equal(got[:len(tt.want)], tt.want) {
 						t.Errorf("the hosts send through the tunnel: %+v; want %+v", got, tt.want)
 					}
-					before := len(b.got())
 					talk(a, b, time.Second)
-					if len(b.got()) != before+5 {
-						t.Errorf("of 5 packets on the other way %d arrived; want all", len(b.got())-before)
-					}
+				}
+				// If both hosts open a stream at the same moment, a packet under the oldest keys may come too late.
+				if got := len(b.got()) - before; got < 5*rounds-3 {
+					t.Errorf("of %d packets on the other way %d arrived; want all, except 3", 5*rounds, got)
 				}
 				n.Heal()
 				n.Mute(func(netip.Addr, netip.Addr) bool { return false })
@@ -329,6 +332,7 @@ func TestNewRunIsAnsweredWhereItsStreamCameFrom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait()
 		a.send(b.end, "one")
 		b.send(a.end, "two")
 		time.Sleep(100 * time.Millisecond)
