@@ -251,7 +251,7 @@ func TestGossipGoesThroughTunnelAsLastResort(t *testing.T) {
 				}
 				n.Heal()
 				n.Mute(func(netip.Addr, netip.Addr) bool { return false })
-				within(t, a, b, retryPause+3*time.Second, "both hosts use the advertised addresses again", func() bool {
+				within(t, a, b, 2*retryPause+3*time.Second, "both hosts use the advertised addresses again", func() bool {
 					return a.Way(b.run) == Way{Addr: b.addr} && b.Way(a.run) == Way{Addr: a.addr}
 				})
 				stop(t, a.end, b.end)
