@@ -167,7 +167,7 @@ func (r *remote) ask(now time.Time, out []Send, a *address, size int) []Send {
 	if len(r.asks) >= maxAsks {
 		return out
 	}
-	m := message{kind: question, id: r.prober.newID(), stamp: now.UnixNano(), size: uint16(size), mtu: uint16(r.path.MTU), rtt: r.path.RTT, loss: uint16(r.path.Loss * 10000)}
+	m := message{kind: question, id: r.prober.newID(), stamp: r.prober.stamp(now), size: uint16(size), mtu: uint16(r.path.MTU), rtt: r.path.RTT, loss: uint16(r.path.Loss * 10000)}
 	if a == r.current {
 		m.flags |= flagChosen
 	}

@@ -143,6 +143,7 @@ type Prober struct {
 	peers   map[peer.ID]*remote
 	byMark  map[[markSize]byte]*remote
 	version uint64
+	last    int64 // the stamp of the last probe
 }
 
 // New makes a Prober without peers.
@@ -252,6 +253,13 @@ func (p *Prober) Path(id peer.ID) (Path, bool) {
 		return Path{}, false
 	}
 	return r.path, true
+}
+
+// stamp returns the time of a probe. Two probes never have the same one, or the later would look like a
+// replay.
+func (p *Prober) stamp(now time.Time) int64 {
+	p.last = max(p.last+1, now.UnixNano())
+	return p.last
 }
 
 // seal seals a message for a peer.
