@@ -100,6 +100,7 @@ func TestALargeMeshAtRestSendsLittle(t *testing.T) {
 		r.calm(w.now)
 		r.mtu.top, r.path.MTU, r.mtu.next = usualMTU, usualMTU, w.now.Add(time.Hour)
 		r.current.answered = w.now
+		r.wakeAt = r.nextAt()
 	}
 	end := w.now.Add(10 * time.Minute)
 	for w.now.Before(end) {
@@ -107,10 +108,12 @@ func TestALargeMeshAtRestSendsLittle(t *testing.T) {
 			questions++
 			r := h.peers[s.peer]
 			r.answered(w.now.Add(time.Millisecond), Arrival{From: s.To, Size: max(s.Size, 100)}, message{kind: answer, id: s.id})
+			r.wakeAt = r.nextAt()
 		}
 		for _, r := range h.peers { // the other half asks this host
 			if !r.first {
 				r.path.Asked = w.now
+				r.wakeAt = r.nextAt()
 			}
 		}
 		w.now = w.now.Add(calmStep)

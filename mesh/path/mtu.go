@@ -67,9 +67,6 @@ func (r *remote) measure(now time.Time, out []Send) []Send {
 	case top != s.top:
 		return r.begin(now, out, search{top: top})
 	case now.Before(s.next):
-		if !s.running && r.recent(now) {
-			s.next = minTime(s.next, now.Add(verifyBusy))
-		}
 		return out
 	case s.verifying && slices.Contains(s.hits, r.path.MTU):
 		s.verifying, s.running, s.misses = false, false, 0
@@ -99,10 +96,17 @@ func (r *remote) verifyIn(now time.Time) time.Duration {
 	return verifyRest
 }
 
-// begin starts a search with the first round: the MTU of the route, and those that are common.
+// begin starts a search. Usually the MTU of the route is right; it is all that the first round asks.
 func (r *remote) begin(now time.Time, out []Send, s search) []Send {
 	r.mtu = s
-	var sizes []int
+	if s.low == 0 && s.high == 0 {
+		return r.sizes(now, out, []int{s.top})
+	}
+	return r.sizes(now, out, s.usual())
+}
+
+// usual returns common sizes between the largest that was answered and the smallest that was not.
+func (s *search) usual() (sizes []int) {
 	if s.high == 0 {
 		sizes = append(sizes, s.top)
 	}
@@ -114,7 +118,7 @@ func (r *remote) begin(now time.Time, out []Send, s search) []Send {
 	if len(sizes) == 0 {
 		sizes = append(sizes, leastMTU)
 	}
-	return r.sizes(now, out, sizes)
+	return sizes
 }
 
 // sizes asks with several sizes at once.
@@ -136,6 +140,10 @@ func (r *remote) roundEnded(now time.Time, out []Send) []Send {
 		s.low = max(s.low, size)
 	}
 	if len(s.hits) == 0 && s.low == 0 {
+		if s.high == 0 {
+			s.high = s.top
+			return r.sizes(now, out, s.usual())
+		}
 		if s.misses++; s.misses >= 4 {
 			s.misses, s.next = 0, now.Add(30*time.Second) // nothing this large arrives, or much is lost
 			return out

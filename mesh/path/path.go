@@ -8,7 +8,7 @@
 //	       a new peer, an unanswered probe, traffic without an answer,
 //	       a question of a peer that hears nothing, changed addresses
 //	calm ────────────────────────────────────────────────────────────▶ alarm
-//	 ▲     one prober per pair asks every 10 to 15 s                     │  asks all addresses
+//	 ▲     one prober per pair asks every 13 to 15 s                     │  asks all addresses
 //	 └───────────────────────────────────────────────────────────────────┤  in quick rounds
 //	            an answer, or received data                              ▼
 //	            (two answers, once it was down)                        down: asks every 3 s
@@ -105,7 +105,7 @@ type Send struct {
 
 // These are the times of the state machine.
 const (
-	idleMin, idleMax = 10 * time.Second, 15 * time.Second // between two probes of a calm tunnel
+	idleMin, idleMax = 13 * time.Second, 15 * time.Second // between two probes of a calm tunnel
 	patience         = idleMax + 1500*time.Millisecond    // how long the peer that does not probe waits for the other one
 	unansweredAfter  = 800 * time.Millisecond             // traffic without an answer for so long is an alarm
 	gapMin, gapMax   = 200 * time.Millisecond, time.Second
@@ -116,6 +116,8 @@ const (
 	hold             = 30 * time.Second // between two changes to a nearer address
 	learnedFor       = 3 * time.Minute
 	flappingSpan     = 10 * time.Minute
+	perPeer          = 4 * time.Millisecond // the first questions to many new peers are spread by so much
+	maxSpread        = 4 * time.Second
 )
 
 const (
@@ -129,7 +131,7 @@ const (
 
 // calmStep is the grid of calm probes: those that are due close together go out together, so that the
 // processor can sleep in between.
-const calmStep = 500 * time.Millisecond
+const calmStep = time.Second
 
 // Config configures a Prober.
 type Config struct {
@@ -159,12 +161,14 @@ func (p *Prober) Version() uint64 { return p.version }
 func (p *Prober) Configure(now time.Time, remotes []Remote, moved bool) {
 	next := make(map[peer.ID]*remote, len(remotes))
 	p.byMark = make(map[[markSize]byte]*remote, len(remotes))
+	spread := min(time.Duration(len(remotes))*perPeer, maxSpread)
 	for _, r := range remotes {
 		old := p.peers[r.ID]
 		if old == nil || old.Key.inMark != r.Key.inMark {
 			old = &remote{prober: p, first: prober(p.cfg.Self, r.ID)}
 		}
-		old.configure(now, r, moved)
+		old.configure(now, r, moved, spread)
+		old.wakeAt = old.nextAt()
 		next[r.ID], p.byMark[r.Key.inMark] = old, old
 	}
 	if len(next) != len(p.peers) {
@@ -193,8 +197,8 @@ func prober(self, other peer.ID) bool {
 // Observe takes what WireGuard has counted.
 func (p *Prober) Observe(now time.Time, seen func(peer.ID) (Traffic, bool)) {
 	for id, r := range p.peers {
-		if t, ok := seen(id); ok {
-			r.observe(now, t)
+		if t, ok := seen(id); ok && r.observe(now, t) {
+			r.wakeAt = r.nextAt()
 		}
 	}
 }
@@ -213,6 +217,7 @@ func (p *Prober) Receive(now time.Time, a Arrival) (Send, bool) {
 	if !ok {
 		return Send{}, false
 	}
+	defer func() { r.wakeAt = r.nextAt() }()
 	if m.kind == answer {
 		r.answered(now, a, m)
 		return Send{}, false
@@ -224,13 +229,17 @@ func (p *Prober) Receive(now time.Time, a Arrival) (Send, bool) {
 func (p *Prober) Failed(now time.Time, s Send, firewall bool) {
 	if r := p.peers[s.peer]; r != nil {
 		r.failed(now, s, firewall)
+		r.wakeAt = r.nextAt()
 	}
 }
 
 // Due returns the probes to send now.
 func (p *Prober) Due(now time.Time) (out []Send) {
 	for _, r := range p.peers {
-		out = r.due(now, out)
+		if !now.Before(r.wakeAt) {
+			out = r.due(now, out)
+			r.wakeAt = r.nextAt()
+		}
 	}
 	return out
 }
@@ -239,8 +248,8 @@ func (p *Prober) Due(now time.Time) (out []Send) {
 func (p *Prober) Next(now time.Time) time.Time {
 	next := now.Add(idleMax)
 	for _, r := range p.peers {
-		if t := r.nextAt(); t.Before(next) {
-			next = t
+		if r.wakeAt.Before(next) {
+			next = r.wakeAt
 		}
 	}
 	return next

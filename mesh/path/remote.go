@@ -14,6 +14,7 @@ type remote struct {
 	prober *Prober
 	first  bool // this host probes the calm tunnel, and decides which pair of addresses it uses
 	path   Path
+	wakeAt time.Time // when due has something to do
 
 	addrs   []*address
 	current *address // what the tunnel should use; nil: no address has answered yet
@@ -62,7 +63,9 @@ type ask struct {
 	late bool
 }
 
-func (r *remote) configure(now time.Time, c Remote, moved bool) {
+// configure takes what is known about a peer. The first questions are spread over some time, if there are
+// many peers.
+func (r *remote) configure(now time.Time, c Remote, moved bool, spread time.Duration) {
 	isNew, lost := r.addrs == nil, c.Quiet && !r.Quiet
 	r.Remote = c
 	var next []*address
@@ -87,10 +90,10 @@ func (r *remote) configure(now time.Time, c Remote, moved bool) {
 		r.path.Since = now
 		r.othersAt = now.Add(othersEvery)
 		r.raise(now, true, false)
-		r.next = now.Add(r.prober.upTo(min(2*time.Second, time.Duration(len(r.prober.peers))*2*time.Millisecond)))
+		r.next = now.Add(r.prober.upTo(spread))
 	} else if moved || lost {
 		r.raise(now, true, true)
-		r.next = now
+		r.next = now.Add(r.prober.upTo(spread / 4)) // traffic follows within 3 s
 	}
 }
 
@@ -133,8 +136,8 @@ func (r *remote) learn(now time.Time, from netip.AddrPort) *address {
 // keepalive is the size of WireGuard's keepalives, which expect no answer.
 const keepalive = 32
 
-// observe takes what WireGuard counted.
-func (r *remote) observe(now time.Time, t Traffic) {
+// observe takes what WireGuard counted, and reports whether that matters.
+func (r *remote) observe(now time.Time, t Traffic) bool {
 	last := r.traffic
 	r.traffic = t
 	if r.observed.IsZero() || t.Received < last.Received || t.Sent < last.Sent { // the first time, or a new device
@@ -142,7 +145,7 @@ func (r *remote) observe(now time.Time, t Traffic) {
 		if r.current == nil {
 			r.current = r.find(t.Endpoint) // an earlier agent chose it
 		}
-		return
+		return true
 	}
 	switch {
 	case t.Received > last.Received:
@@ -155,7 +158,13 @@ func (r *remote) observe(now time.Time, t Traffic) {
 		}
 	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():
 		r.sentSince = now
+	default:
+		return false
 	}
+	if !r.mtu.running {
+		r.mtu.next = minTime(r.mtu.next, now.Add(verifyBusy))
+	}
+	return true
 }
 
 // raise puts a path in doubt.
@@ -185,7 +194,7 @@ func (r *remote) calm(now time.Time) {
 
 // later returns when a calm tunnel is asked next, on the grid.
 func (r *remote) later(now time.Time) time.Time {
-	return now.Add(idleMin + r.prober.upTo(idleMax-idleMin-calmStep)).Truncate(calmStep)
+	return now.Add(idleMin + calmStep + r.prober.upTo(idleMax-idleMin-calmStep)).Truncate(calmStep)
 }
 
 func (r *remote) down() bool { return r.path.State == Deaf || r.path.State == Unheard }

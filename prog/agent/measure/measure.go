@@ -34,6 +34,10 @@ import (
 const (
 	// lookBusy and lookIdle are how often WireGuard's counters are read.
 	lookBusy, lookIdle = 500 * time.Millisecond, 10 * time.Second
+	// idleStep is how often the counters of the tunnel device are read while no data passes it.
+	idleStep = time.Second
+	// together is for how long changes are collected, since many paths change at once when an agent starts.
+	together = 50 * time.Millisecond
 	// again is the pause before the sockets are opened once more.
 	again = 30 * time.Second
 )
@@ -73,12 +77,14 @@ type Measure struct {
 	private *ecdh.PrivateKey
 	failed  live.Value[error]
 
-	mu      sync.Mutex
-	prober  *path.Prober
-	keys    map[[32]byte]path.Key // by the peer's public key
-	tunnels []topology.Tunnel
-	version uint64
-	rates   map[peer.ID]rate
+	mu        sync.Mutex
+	prober    *path.Prober
+	keys      map[[32]byte]path.Key // by the peer's public key
+	tunnels   []topology.Tunnel
+	version   uint64
+	published time.Time
+	changed   chan struct{} // wakes the loop to publish what receive left
+	rates     map[peer.ID]rate
 }
 
 // rate is how much data passes a tunnel.
@@ -95,7 +101,7 @@ func New(cfg Config) (*Measure, error) {
 		return nil, fmt.Errorf("measure: reading this host's WireGuard key: %w", err)
 	}
 	return &Measure{
-		cfg: cfg, private: private, keys: map[[32]byte]path.Key{}, rates: map[peer.ID]rate{},
+		cfg: cfg, private: private, changed: make(chan struct{}, 1), keys: map[[32]byte]path.Key{}, rates: map[peer.ID]rate{},
 		prober: path.New(path.Config{Self: cfg.Self, Random: rand.Reader}),
 	}, nil
 }
@@ -137,6 +143,7 @@ func (m *Measure) serve(ctx context.Context) error {
 func (m *Measure) loop(ctx context.Context, conn Conn) {
 	var looked, listed time.Time
 	var bytes uint64
+	step := lookBusy
 	_, hosted := m.cfg.Host.Read()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -145,20 +152,26 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+		case <-m.changed:
 		}
 		now := time.Now()
-		if now.Sub(listed) >= lookBusy {
+		if now.Sub(listed) >= step {
 			listed = now
 			_, version := m.cfg.Host.Read()
 			m.configure(now, version != hosted)
 			hosted = version
-			if n, err := m.cfg.Bytes(); err == nil && n != bytes || now.Sub(looked) >= lookIdle {
+			n, err := m.cfg.Bytes()
+			step = idleStep
+			if err == nil && n != bytes {
+				step = lookBusy
+			}
+			if step == lookBusy || now.Sub(looked) >= lookIdle {
 				bytes, looked = n, now
 				m.look(now)
 			}
 		}
 		next := m.ask(conn, now)
-		timer.Reset(max(time.Until(minTime(next, listed.Add(lookBusy))), time.Millisecond))
+		timer.Reset(max(time.Until(minTime(next, listed.Add(step))), time.Millisecond))
 	}
 }
 
@@ -258,8 +271,11 @@ func (m *Measure) ask(conn Conn, now time.Time) time.Time {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.publish(now)
-	return m.prober.Next(now)
+	next := m.prober.Next(now)
+	if !m.publish(now) {
+		next = minTime(next, m.published.Add(together))
+	}
+	return next
 }
 
 // send sends a probe. What this host's own firewall or routes refuse counts as unanswered.
@@ -278,20 +294,29 @@ func (m *Measure) receive(conn Conn, d probe.Datagram) {
 	m.mu.Lock()
 	now := time.Now()
 	answer, ok := m.prober.Receive(now, path.Arrival{From: d.From, To: d.To, Payload: d.Payload, Size: d.Size})
-	m.publish(now)
+	if !m.publish(now) {
+		select {
+		case m.changed <- struct{}{}:
+		default:
+		}
+	}
 	m.mu.Unlock()
 	if ok {
 		m.send(conn, answer)
 	}
 }
 
-// publish publishes the paths if they have changed, and logs new states. The caller holds the lock.
-func (m *Measure) publish(now time.Time) {
-	if v := m.prober.Version(); v == m.version {
-		return
-	} else {
-		m.version = v
+// publish publishes the paths if they have changed, and logs new states. It returns false if it is too
+// early for that. The caller holds the lock.
+func (m *Measure) publish(now time.Time) bool {
+	version := m.prober.Version()
+	if version == m.version {
+		return true
 	}
+	if now.Sub(m.published) < together {
+		return false
+	}
+	m.version, m.published = version, now
 	last, next := m.Get(), make(Paths, len(m.tunnels))
 	for _, t := range m.tunnels {
 		p, ok := m.prober.Path(t.Peer)
@@ -304,6 +329,7 @@ func (m *Measure) publish(now time.Time) {
 		}
 	}
 	m.Set(next)
+	return true
 }
 
 // flapping is how many changes of a path within ten minutes are logged. A path that changes more often

@@ -114,6 +114,10 @@ var (
 	metricConnections = metric.Desc("connections", "Tunnels by state.", "state")
 	metricReceived    = metric.Desc("tunnel_received_bytes_total", "Bytes that came through the tunnel from a peer.", "peer", "nickname")
 	metricSent        = metric.Desc("tunnel_sent_bytes_total", "Bytes that went through the tunnel to a peer.", "peer", "nickname")
+	metricRoundTrip   = metric.Desc("tunnel_round_trip_seconds", "The smoothed round trip of probes to a peer.", "peer", "nickname")
+	metricLoss        = metric.Desc("tunnel_loss_ratio", "The part of the last 32 probes to a peer without an answer: 0 to 1.", "peer", "nickname")
+	metricHandshake   = metric.Desc("tunnel_handshake_age_seconds", "Time since the last handshake with a peer.", "peer", "nickname")
+	metricWorks       = metric.Desc("tunnel_up", "1 if packets travel both ways through the tunnel to a peer.", "peer", "nickname")
 	metricMTU         = metric.Desc("tunnel_mtu_bytes", "The largest packet of the overlay that goes to a peer.", "peer", "nickname")
 )
 
@@ -129,6 +133,18 @@ func (p *Paths) Metrics(out metric.Out) {
 		states[c.State]++
 		out.Counter(metricReceived, float64(c.Received), c.Peer, c.Nickname)
 		out.Counter(metricSent, float64(c.Sent), c.Peer, c.Nickname)
+		up := 0.0
+		if c.State == api.ConnDirect {
+			up = 1
+		}
+		out.Gauge(metricWorks, up, c.Peer, c.Nickname)
+		if c.RoundTrip != nil {
+			out.Gauge(metricRoundTrip, *c.RoundTrip, c.Peer, c.Nickname)
+			out.Gauge(metricLoss, *c.Loss, c.Peer, c.Nickname)
+		}
+		if c.Handshake != nil {
+			out.Gauge(metricHandshake, time.Since(*c.Handshake).Seconds(), c.Peer, c.Nickname)
+		}
 		if c.MTU != 0 {
 			out.Gauge(metricMTU, float64(c.MTU), c.Peer, c.Nickname)
 		}
