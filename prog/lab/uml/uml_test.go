@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/mesh/meshtest/eventually"
+	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 	"weft/prog/lab/probe"
@@ -24,6 +26,9 @@ const (
 	// another datapath.
 	wantVar = "WEFT_TEST_DATAPATH"
 )
+
+// both are the protocols of flows.
+var both = []string{"tcp", "udp"}
 
 // h1 ──── underlay ──── h2        h3 joins later
 // │                     │         │
@@ -50,7 +55,7 @@ func TestMeshWorksOnKernelAndUserspaceWireGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("the agent is killed", func(t *testing.T) {
-		lossless(t, l, func() {
+		lossless(t, l, both, func() {
 			for _, h := range []string{"h1", "h2"} {
 				if err := l.Kill(t.Context(), h, "agent"); err != nil {
 					t.Error(err)
@@ -62,6 +67,7 @@ func TestMeshWorksOnKernelAndUserspaceWireGuard(t *testing.T) {
 			}
 		})
 	})
+	t.Run("the address in use fails", func(t *testing.T) { addressFails(t, l) })
 	t.Run("prefixes move", func(t *testing.T) { prefixesMove(t, l) })
 	t.Run("all pairs of three", func(t *testing.T) { allPairs(t, l, "h1", "h2", "h3") })
 	sum, err := capture.Stop()
@@ -141,15 +147,45 @@ func allPairs(t *testing.T, l *lab.Lab, hosts ...string) {
 	}
 }
 
-// lossless runs step while TCP and UDP flows of each family go from h1/c1 to h2/c1. It asserts that the
-// flows lose no message.
-func lossless(t *testing.T, l *lab.Lab, step func()) {
+// addressFails blocks the address family that the tunnel between h1 and h2 uses. The tunnel has been
+// measured, moves to the other family, and TCP flows go on.
+func addressFails(t *testing.T, l *lab.Lab) {
+	connection := func(host string) api.Connection { return report(t, l, host).Router.Connections[0] }
+	for _, h := range []string{"h1", "h2"} {
+		eventually.True(t, 5*time.Second, h+" has measured the path", func() bool {
+			c := connection(h)
+			return c.State == api.ConnDirect && c.RoundTrip != nil && *c.RoundTrip > 0 && c.PathMTU == 1500
+		})
+	}
+	lossless(t, l, []string{"tcp"}, func() {
+		was, family := connection("h1").Address.Addr(), "ipv4"
+		if was.Is6() {
+			family = "ipv6"
+		}
+		rules := fmt.Sprintf("table inet cut { chain in { type filter hook input priority 0; meta nfproto %s udp dport 6784 drop; }; }", family)
+		if err := l.LoadRules(t.Context(), "h2", "cut.nft", []byte(rules)); err != nil {
+			t.Error(err)
+			return
+		}
+		for _, h := range []string{"h1", "h2"} {
+			eventually.True(t, 5*time.Second, h+" uses the other address family", func() bool {
+				c := connection(h)
+				return c.State == api.ConnDirect && c.Address.Addr().Is4() != was.Is4()
+			})
+		}
+		run(t, l, "h2", "nft", "delete", "table", "inet", "cut")
+	})
+}
+
+// lossless runs step while flows of each family go from h1/c1 to h2/c1. It asserts that the flows lose no
+// message.
+func lossless(t *testing.T, l *lab.Lab, protocols []string, step func()) {
 	t.Helper()
 	const interval, most = 10 * time.Millisecond, 2 * time.Minute
 	to := addrs(t, l, "h2/c1")
-	flows := make(chan error, 2)
+	flows := make(chan error, len(protocols))
 	var ends []io.Closer
-	for _, proto := range []string{"tcp", "udp"} {
+	for _, proto := range protocols {
 		args := []string{
 			"weft", "probe", proto, "--until-eof", "--count", fmt.Sprint(int(most / interval)), "--interval", interval.String(),
 			"--timeout", "6s", "--marker", marker,
@@ -172,7 +208,7 @@ func lossless(t *testing.T, l *lab.Lab, step func()) {
 	for _, end := range ends {
 		end.Close()
 	}
-	for range 2 {
+	for range protocols {
 		if err := <-flows; err != nil {
 			t.Errorf("a flow lost messages, want no loss: %v", err)
 		}
@@ -187,7 +223,7 @@ func prefixesMove(t *testing.T, l *lab.Lab) {
 	for host, other := range others {
 		before[host] = allowed(t, l, host)[other]
 	}
-	lossless(t, l, func() { join(t, l, "h3", "h1") })
+	lossless(t, l, both, func() { join(t, l, "h3", "h1") })
 	newcomer := report(t, l, "h3").Router.PublicKey
 
 	moved := 0
