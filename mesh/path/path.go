@@ -133,6 +133,9 @@ const (
 // processor can sleep in between.
 const calmStep = time.Second
 
+// Flapping is how many Changes are too many: the path is a problem of its own.
+const Flapping = 10
+
 // Config configures a Prober.
 type Config struct {
 	Self   peer.ID

@@ -324,7 +324,7 @@ func (m *Measure) publish(now time.Time) bool {
 			continue
 		}
 		next[t.Peer] = p
-		if was := last[t.Peer]; was.State != p.State && p.Changes <= flapping {
+		if was := last[t.Peer]; p.Changes <= path.Flapping {
 			m.log(t.Peer, was, p, now)
 		}
 	}
@@ -332,14 +332,14 @@ func (m *Measure) publish(now time.Time) bool {
 	return true
 }
 
-// flapping is how many changes of a path within ten minutes are logged. A path that changes more often
-// is a problem that the status names.
-const flapping = 10
-
-// log logs a new state of a path.
+// log logs a new state or address of a path.
 func (m *Measure) log(id peer.ID, was, is path.Path, now time.Time) {
 	name := m.cfg.View.Get().Name(id)
 	switch {
+	case was.State == is.State:
+		if was.Endpoint.IsValid() && was.Endpoint != is.Endpoint {
+			m.cfg.Log.Info("a tunnel uses another address", "peer", name, "was", was.Endpoint, "addr", is.Endpoint)
+		}
 	case is.State == path.Direct && was.State == path.Unknown:
 		m.cfg.Log.Info("a tunnel works", "peer", name, "addr", is.Endpoint, "rtt", is.RTT)
 	case is.State == path.Direct:

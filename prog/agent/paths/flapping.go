@@ -4,7 +4,9 @@ import (
 	"fmt"
 
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
+	"weft/prog/agent/view"
 	"weft/prog/words"
 	"weft/router/problem"
 )
@@ -12,6 +14,21 @@ import (
 // flapLosses is how many losses of one peer, within mesh.Lately, are too many for a restart or a
 // link that failed once.
 const flapLosses = 4
+
+// unsteady returns a problem for each tunnel that repeatedly fails and works again.
+func unsteady(v *view.View, measured func(peer.ID) (path.Path, bool)) (out []problem.Problem) {
+	for id, r := range v.Records {
+		if p, _ := measured(id); id != v.Self && p.Changes > path.Flapping {
+			out = append(out, problem.Problem{
+				Reason: problem.Flapping, About: "tunnel " + id.String(),
+				What:   fmt.Sprintf("the tunnel to %s failed and worked again %s within ten minutes", r.Name(), words.Count(p.Changes/2, "time")),
+				Effect: "connections to containers on that host stall again and again",
+				Fix:    fmt.Sprintf("check the links and switches between the two hosts (`ping %v`)", p.Endpoint.Addr()),
+			})
+		}
+	}
+	return out
+}
 
 // flapping returns a problem for each peer that gossip repeatedly loses and finds: the reason, as far
 // as it is known, and the fix. fresh reports whether a peer's tunnel works.

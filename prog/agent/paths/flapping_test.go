@@ -5,9 +5,25 @@ import (
 	"testing"
 
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/prog/agent/agenttest"
 )
+
+// unmeasured knows no path.
+func unmeasured(peer.ID) (path.Path, bool) { return path.Path{}, false }
+
+// A tunnel that fails again and again is a problem of its own.
+func TestAnUnsteadyTunnelIsReported(t *testing.T) {
+	own, other := agenttest.Record(1), agenttest.Record(2)
+	v := agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID())
+	for changes, want := range map[int]int{path.Flapping: 0, path.Flapping + 4: 1} {
+		got := unsteady(v, func(peer.ID) (path.Path, bool) { return path.Path{State: path.Direct, Changes: changes}, true })
+		if len(got) != want || want == 1 && !strings.Contains(got[0].String(), "worked again 7 times within ten minutes") {
+			t.Errorf("after %d changes: problems %v, want %d", changes, got, want)
+		}
+	}
+}
 
 // A peer that is lost and found again and again is a problem with a cause. A peer that was lost now
 // and then is no problem.

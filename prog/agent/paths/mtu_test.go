@@ -35,7 +35,7 @@ func TestATooSmallPathMTUIsReported(t *testing.T) {
 		own, other := agenttest.Record(1), agenttest.Record(2)
 		tunnels := []topology.Tunnel{{Peer: other.ID(), Endpoint: netip.MustParseAddrPort("192.0.2.2:6784"), Route: tt.route, Link: tt.link}}
 		topology.SetMTUs(tunnels, 1500, tt.given)
-		p := New(Config{View: &live.Value[*view.View]{}, IPv6: tt.ipv6, GivenMTU: tt.given != 0, Tunnels: func() []topology.Tunnel { return tunnels }})
+		p := New(Config{View: &live.Value[*view.View]{}, IPv6: tt.ipv6, Measured: unmeasured, GivenMTU: tt.given != 0, Tunnels: func() []topology.Tunnel { return tunnels }})
 		agenttest.Set(p.cfg.View, agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID()))
 		list := p.Problems(p.cfg.View.Get())
 		if (len(list) == 0) != (tt.want == nil) {

@@ -120,6 +120,7 @@ func (p *Paths) Problems(v *view.View) (list []problem.Problem) {
 		_, ok := p.ago(r.ID(), now)
 		return ok
 	})...)
+	list = append(list, unsteady(v, p.cfg.Measured)...)
 	for _, t := range p.cfg.Tunnels() {
 		if one, ok := narrow(t, v.Name(t.Peer), p.cfg.IPv6, p.cfg.GivenMTU); ok {
 			list = append(list, one)

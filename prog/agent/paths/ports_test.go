@@ -64,7 +64,7 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 		if strings.Join(about, ",") != strings.Join(c.want, ",") {
 			t.Errorf("%s: %q, want %q", name, about, c.want)
 		}
-		p := New(Config{Tunnels: func() []topology.Tunnel { return nil }})
+		p := New(Config{Measured: unmeasured, Tunnels: func() []topology.Tunnel { return nil }})
 		start := time.Now()
 		for _, look := range []struct {
 			after time.Duration
@@ -98,7 +98,7 @@ func TestMeasuredBlockagesAreReportedAtOnceWithTheirCause(t *testing.T) {
 		"not measured, no handshakes": {path.Path{}, true, ""}, // it has to last
 	} {
 		n := neighbour{name: "00(h2)", port: 6784, gossip: 6783, reachable: tt.reachable, tunnel: true, fresh: name == "handshakes, but no answer", path: tt.path}
-		p := New(Config{Tunnels: func() []topology.Tunnel { return nil }})
+		p := New(Config{Measured: unmeasured, Tunnels: func() []topology.Tunnel { return nil }})
 		p.look(time.Now(), blockages([]neighbour{n}, nil, 6783))
 		got := p.Problems(&view.View{})
 		if len(got) != min(len(tt.want), 1) || len(got) > 0 && (!strings.Contains(got[0].String(), tt.want) || got[0].Fix == "") {
@@ -131,7 +131,7 @@ func TestOnlyAHandshakeAfterTheLossProvesThatAPeerLives(t *testing.T) {
 		if tt.handshake != 0 {
 			seen.Peers[[32]byte{2}] = wg.Peer{Handshake: now.Add(-tt.handshake)}
 		}
-		of := New(Config{Started: started, Measured: func(peer.ID) (path.Path, bool) { return path.Path{}, false }})
+		of := New(Config{Started: started, Measured: unmeasured})
 		got := of.neighbours(agenttest.ViewOf(own, []mesh.Peer{p}, own.ID()), seen, now)
 		if len(got) != tt.want || len(got) == 1 && (got[0].fresh != tt.fresh || got[0].tunnel != (tt.handshake != 0) || got[0].inside.udp != p.UDPInside || got[0].inside.tcp) {
 			t.Errorf("%s: neighbours %+v, want the row's", name, got)
