@@ -153,6 +153,26 @@ func TestARenumberedHostIsFollowed(t *testing.T) {
 	}
 }
 
+// A host whose clock was set back, as after a start without a battery, is believed again soon.
+func TestAClockMayBeSetBack(t *testing.T) {
+	w := newWorld(t, 2, 2)
+	w.configure(false)
+	w.run(30 * time.Second)
+	for _, h := range w.hosts {
+		h.last += int64(24 * time.Hour) // what it sends from now on is a day ahead
+	}
+	w.run(30 * time.Second)
+	for _, h := range w.hosts {
+		h.last = 0
+	}
+	w.run(40 * time.Second)
+	for i := range 2 {
+		if p := w.path(i, 1-i); p.State != Direct || w.now.Sub(p.Asked) > idleMax+calmStep && !w.hosts[i].peers[w.hosts[1-i].id].first {
+			t.Errorf("40 s after the clock was set back host %d has %+v; want that it hears the other's questions", i, p)
+		}
+	}
+}
+
 // The MTU that the smallest link allows is found, and its changes are noticed under traffic.
 func TestTheMTUIsMeasured(t *testing.T) {
 	w := newWorld(t, 2, 1)

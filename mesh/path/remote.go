@@ -243,7 +243,10 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 	}
 	q := r.asks[i]
 	r.asks = slices.Delete(r.asks, i, i+1)
-	r.capable, r.stamp = true, max(r.stamp, m.stamp)
+	r.capable = true
+	if m.stamp > r.stamp || r.stamp-m.stamp > int64(forgetAfter) { // the peer's clock may have been set back
+		r.stamp = m.stamp
+	}
 	r.path.Answered, r.path.Refused = now, false
 	a := q.addr
 	a.answered = now
