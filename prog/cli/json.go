@@ -72,7 +72,9 @@ func (a *app) show(v any, print func()) error {
 		return nil
 	}
 	enc := json.NewEncoder(a.out)
-	enc.SetIndent("", "  ")
+	if !a.oneLine {
+		enc.SetIndent("", "  ")
+	}
 	return enc.Encode(v)
 }
 

@@ -120,7 +120,8 @@ func (a *app) launch() *cobra.Command {
 
 The first time, without PEER, this host founds a new network and prints a token and the
 command by which the next host joins. With PEER (a host name or address, optionally with a port) it
-joins that host's network. Targets, keys and addresses are stored: later, weft launch needs
+joins that host's network: launch then waits up to 10 s for a first tunnel. If gossip reaches other
+hosts and no tunnel works, launch says why and exits with 4, and the agent keeps running. Targets, keys and addresses are stored: later, weft launch needs
 no arguments.` + environmentHelp + exitHelp,
 		Example: "  weft launch                        # on the first host\n  weft launch --token - h1 <token    # on every other host",
 		RunE: func(cmd *cobra.Command, targets []string) error {
@@ -180,6 +181,9 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 		return err
 	}
 	if err := start(cmd, f, client, l); err != nil {
+		return err
+	}
+	if err := a.awaitTunnel(cmd.Context(), client, f); err != nil {
 		return err
 	}
 	founded := l.founds && given.None() && !f.Kubernetes.On // launch made the token, so the operator has not seen it yet

@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -33,13 +34,13 @@ const (
 	ExitFailed     = 1 // the command failed; the message says why
 	ExitUsage      = 2 // unknown command or flag, or an unusable argument
 	ExitNotRunning = 3 // no agent runs on this host
-	ExitNotReady   = 4 // the agent runs, but cannot do what the command asks yet: try again later; from status: this host is not ready
+	ExitNotReady   = 4 // the agent runs, but cannot do what the command asks yet: try again later; from status: this host is not ready; from launch: the agent is not ready, or no tunnel works
 	ExitCopy       = 5 // this host is a copy of another one: starting the agent again does not help
 )
 
 const exitHelp = `
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent runs here, 4 not ready, try again later
-(of weft status too), 5 this host is a copy of another one.`
+(of weft status too, and of weft launch if no tunnel works), 5 this host is a copy of another one.`
 
 // Version is the release. The build sets it.
 var Version = "dev"
@@ -50,6 +51,9 @@ type app struct {
 	out, err io.Writer
 	socket   string
 	json     bool
+	oneLine  bool // JSON without line breaks
+
+	watchPeriod time.Duration // the pause between two pictures of --watch
 }
 
 // errNotReady sets the exit code of a command that has already printed why this host is not ready.
@@ -59,7 +63,7 @@ var errNotReady = errors.New("not ready")
 func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{in: in, out: out, err: errOut}
+	a := &app{in: in, out: out, err: errOut, watchPeriod: watchPeriod}
 	root := a.root()
 	root.SetArgs(args)
 	err := checkWords(root, args)

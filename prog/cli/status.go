@@ -32,6 +32,7 @@ func (a *app) status() *cobra.Command {
 	cmd.AddCommand(
 		&cobra.Command{
 			Use: "connections", Short: "show the tunnels to other peers", Args: cobra.NoArgs,
+			Long: connectionsHelp,
 			RunE: a.printReport(func(r api.Report) any { return r.Router.Connections }, printConnections),
 		},
 		&cobra.Command{
@@ -54,6 +55,7 @@ func (a *app) status() *cobra.Command {
 		},
 		a.statusDNS(), a.statusPolicy(),
 	)
+	a.addWatch(cmd)
 	return cmd
 }
 
@@ -144,7 +146,7 @@ func printStatus(w io.Writer, r api.Report) {
 			reachable++
 		}
 	}
-	b.line("Peers", "%d (%d reachable, with %s)", len(rt.Peers), reachable, words.Count(established(rt.Connections), "established connection"))
+	b.line("Peers", "%d (%d reachable, with %s)", len(rt.Peers), reachable, words.Count(direct(rt.Connections), "direct connection"))
 	b.line("Node", "%s", orDash(join(rt.Node, " ")))
 	b.line("MTU", "%d", rt.MTU)
 	if !rt.IPv6 {
@@ -178,63 +180,6 @@ func printCNI(w io.Writer, c api.CNI) {
 	b.line("Plugins", "%s", strings.Join(c.Plugins, ", "))
 	if len(c.Missing) > 0 {
 		b.line("Missing", "%s", strings.Join(c.Missing, ", "))
-	}
-}
-
-func established(list []api.Connection) (n int) {
-	for _, c := range list {
-		if c.State == api.ConnDirect {
-			n++
-		}
-	}
-	return n
-}
-
-// countConnections returns the number of connections, in total and by state.
-func countConnections(list []api.Connection) string {
-	counts := map[string]int{}
-	for _, c := range list {
-		counts[c.State]++
-	}
-	var parts []string
-	for _, state := range []string{api.ConnDirect, api.ConnPending, api.ConnSilent, api.ConnFailed} {
-		if n := counts[state]; n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, state))
-		}
-	}
-	if len(parts) == 0 {
-		return "0"
-	}
-	return fmt.Sprintf("%d (%s)", len(list), strings.Join(parts, ", "))
-}
-
-func printConnections(w io.Writer, r api.Report) {
-	t := newTable(w)
-	for _, c := range r.Router.Connections {
-		arrow := "<-"
-		if c.Outbound {
-			arrow = "->"
-		}
-		t.row(arrow, c.Address.String(), c.State, c.Info)
-	}
-	t.flush()
-}
-
-func printPeers(w io.Writer, r api.Report) {
-	for _, p := range r.Router.Peers {
-		fmt.Fprintf(w, "%s(%s)  %s  %s\n", p.ID, p.Nickname, p.State, join(p.Underlay, " "))
-		if !p.Self {
-			continue
-		}
-		t := newTable(w)
-		for _, c := range r.Router.Connections {
-			arrow := "<-"
-			if c.Outbound {
-				arrow = "->"
-			}
-			t.row("   "+arrow, c.Address.String(), c.Peer+"("+c.Nickname+")", c.State)
-		}
-		t.flush()
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/prog/agent/metric"
 	"weft/prog/api"
@@ -59,11 +60,16 @@ func (v *View) StatusPeers(ipv6 bool) []api.Peer {
 		if p.Record.Identity == nil {
 			continue
 		}
-		out = append(out, api.Peer{
-			ID: p.Record.ID().String(), Nickname: p.Record.Nickname, Self: p.Record.ID() == v.Self,
+		id := p.Record.ID()
+		one := api.Peer{
+			ID: id.String(), Nickname: p.Record.Nickname, Self: id == v.Self,
 			State: v.State(p), Underlay: p.Record.Underlay, Node: v.NodeAddrs(p.Record.Node, ipv6),
 			Ring: fmt.Sprintf("%x", p.Record.Ring),
-		})
+		}
+		if !one.Self {
+			one.Liveness, one.Reasons = path.Judge(v.Taken, v.Evidence[id]).String(), path.Reasons(v.Taken, v.Evidence[id])
+		}
+		out = append(out, one)
 	}
 	return out
 }

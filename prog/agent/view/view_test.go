@@ -3,6 +3,7 @@ package view
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -128,6 +129,22 @@ func TestEndpointsCountWhileTheirPeerIsPresentOrOwnsAddresses(t *testing.T) {
 	}
 	if !(*View)(nil).Counts(peer.ID{7}) {
 		t.Error("before the first view, the endpoints of a peer do not count, want them to")
+	}
+}
+
+// The status says of every other peer whether it is alive, and why.
+func TestTheStatusJudgesOtherPeers(t *testing.T) {
+	now, self := time.Unix(1_800_000_000, 0), peer.Record{Identity: []byte("this host's identity, of 32 bytes"), Nickname: "here"}
+	measured := path.Path{State: path.Deaf, Since: now.Add(-9 * time.Second), Received: now.Add(-12 * time.Second)}
+	w := &world{peers: []mesh.Peer{{Record: self, Reachable: true}, {Record: other, Since: now.Add(-5 * time.Second)}}}
+	v := take(w.snap, Config{Self: self.ID(), Mesh: w, Started: now.Add(-time.Hour), Path: func(peer.ID) (path.Path, bool) { return measured, true }}, now)
+	list := v.StatusPeers(false)
+	if len(list) != 2 || !list[0].Self || list[0].Liveness != "" || list[0].Reasons != nil {
+		t.Fatalf("got %+v, want two peers, and no verdict about this host", list)
+	}
+	want := []string{"gossip lost it 5s ago", "its tunnel has been silent for 9s", "its tunnel brought data 12s ago"}
+	if list[1].Liveness != "silent" || !slices.Equal(list[1].Reasons, want) {
+		t.Errorf("the other peer is %s: %q, want silent: %q", list[1].Liveness, list[1].Reasons, want)
 	}
 }
 
