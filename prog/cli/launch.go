@@ -120,9 +120,11 @@ func (a *app) launch() *cobra.Command {
 
 The first time, without PEER, this host founds a new network and prints a token and the
 command by which the next host joins. With PEER (a host name or address, optionally with a port) it
-joins that host's network: launch then waits up to 10 s for a first tunnel. If gossip reaches other
-hosts and no tunnel works, launch says why and exits with 4, and the agent keeps running. Targets, keys and addresses are stored: later, weft launch needs
-no arguments.` + environmentHelp + exitHelp,
+joins that host's network. Targets, keys and addresses are stored: later, weft launch needs
+no arguments.
+
+With PEER, launch also waits for a first tunnel, for 10 s at most. If gossip reaches another host and
+no tunnel works, launch says why and exits with 4. The agent keeps running.` + environmentHelp + exitHelp,
 		Example: "  weft launch                        # on the first host\n  weft launch --token - h1 <token    # on every other host",
 		RunE: func(cmd *cobra.Command, targets []string) error {
 			return a.runLaunch(cmd, f, targets)

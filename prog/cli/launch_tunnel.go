@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,21 +22,15 @@ const (
 	lookAgain = "see `weft status connections --watch`"
 )
 
-// tunnelWaiter waits for the first tunnel of a host that was launched with targets.
-type tunnelWaiter struct {
-	report      func(context.Context) (api.Report, error)
-	out         io.Writer // for progress and notes
-	wait, quiet time.Duration
-}
-
-// await waits until packets travel both ways through a first tunnel. It fails if gossip reaches another
-// host and no tunnel works. If gossip reaches no host, it prints a note: the others may not run yet.
-func (t tunnelWaiter) await(ctx context.Context) error {
-	start, progress := time.Now(), newProgress(t.out)
+// firstTunnel waits until packets travel both ways through a first tunnel, if this host has targets. It
+// fails if gossip reaches another host of the ring and no tunnel works. If gossip reaches none, it prints
+// a note: the others may not run yet.
+func firstTunnel(ctx context.Context, report func(context.Context) (api.Report, error), out io.Writer) error {
+	start, progress := time.Now(), newProgress(out)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		r, err := t.report(ctx)
+		r, err := report(ctx)
 		switch waited := time.Since(start); {
 		case err == nil && (!hasTargets(r.Router) || direct(r.Router.Connections) > 0):
 			progress.done()
@@ -43,11 +38,11 @@ func (t tunnelWaiter) await(ctx context.Context) error {
 		case ctx.Err() != nil:
 			progress.done()
 			return &api.Error{Code: api.CodeNotReady, Message: "interrupted: the agent is ready and keeps running, but no tunnel works yet: " + lookAgain}
-		case waited >= t.wait:
+		case waited >= tunnelWait:
 			progress.done()
-			return t.gaveUp(r, err)
-		case err == nil && waited >= t.quiet:
-			progress.line("%4.1f s  waiting for a first tunnel: %s", waited.Seconds(), strings.Join(waitsFor(r), "; "))
+			return gaveUp(r, err, out)
+		case err == nil && waited >= quietWait:
+			progress.line("%4.1f s  waiting for a first tunnel: %s", waited.Seconds(), strings.Join(first(waitsFor(r.Router)), "; "))
 		}
 		select {
 		case <-ctx.Done():
@@ -56,25 +51,25 @@ func (t tunnelWaiter) await(ctx context.Context) error {
 	}
 }
 
-// gaveUp says why no tunnel works.
-func (t tunnelWaiter) gaveUp(r api.Report, err error) error {
+// gaveUp ends the wait, and says why no tunnel works.
+func gaveUp(r api.Report, err error, out io.Writer) error {
 	if err != nil { // the agent has ended meanwhile
 		return err
 	}
 	if causes := blocked(r); len(causes) > 0 {
 		return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent is ready and keeps running, but no tunnel works after %v (%s):\n  %s",
-			t.wait, lookAgain, strings.Join(causes, "\n  "))}
+			tunnelWait, lookAgain, strings.Join(first(causes), "\n  "))}
 	}
-	fmt.Fprintf(t.out, "no tunnel yet, since gossip reaches no other host: %s. The agent keeps trying: %s\n", strings.Join(waitsFor(r), "; "), lookAgain)
+	fmt.Fprintf(out, "no tunnel yet: %s. The agent keeps trying: %s\n", strings.Join(first(waitsFor(r.Router)), "; "), lookAgain)
 	return nil
 }
 
 // hasTargets reports whether a host is to join another host than itself.
 func hasTargets(r api.Router) bool {
 	return slices.ContainsFunc(r.Targets, func(t api.Target) bool {
-		host := t.Host
-		if at, err := netip.ParseAddrPort(host); err == nil {
-			host = at.Addr().String()
+		host, _, err := net.SplitHostPort(t.Host)
+		if err != nil {
+			host = t.Host
 		}
 		addr, err := netip.ParseAddr(host)
 		return host != r.Nickname && (err != nil || !slices.Contains(r.Underlay, addr.Unmap()))
@@ -83,35 +78,36 @@ func hasTargets(r api.Router) bool {
 
 // waitsFor lists what a host without a tunnel waits for: the tunnels to hosts that gossip reaches, else the
 // targets.
-func waitsFor(r api.Report) (out []string) {
-	for _, c := range joined(r.Router) {
-		out = append(out, fmt.Sprintf("%s is %s", nameOf(c), c.State))
+func waitsFor(r api.Router) (out []string) {
+	for _, c := range r.Connections {
+		switch {
+		case c.Gossip && hasRing(r, c.Peer):
+			out = append(out, fmt.Sprintf("the tunnel to %s is %s", nameOf(c), c.State))
+		case c.Gossip:
+			out = append(out, fmt.Sprintf("%s waits for the ring", nameOf(c)))
+		}
 	}
 	if out != nil {
 		return out
 	}
-	for _, t := range r.Router.Targets {
+	for _, t := range r.Targets {
 		out = append(out, fmt.Sprintf("target %s: %s", t.Host, cmp.Or(t.Error, t.State)))
 	}
 	return out
 }
 
-// joined returns the connections to hosts that gossip reaches and that have a ring. A host without a
-// ring has no tunnel yet.
-func joined(r api.Router) (out []api.Connection) {
-	for _, c := range r.Connections {
-		hasRing := slices.ContainsFunc(r.Peers, func(p api.Peer) bool { return p.ID == c.Peer && p.Ring != "" })
-		if c.Gossip && hasRing {
-			out = append(out, c)
-		}
-	}
-	return out
+// hasRing reports whether a peer has a ring. Without a ring it has no tunnel yet.
+func hasRing(r api.Router, id string) bool {
+	return slices.ContainsFunc(r.Peers, func(p api.Peer) bool { return p.ID == id && p.Ring != "" })
 }
 
-// blocked says for each host that gossip reaches why its tunnel does not work, and what to do. The agent's
+// blocked says for each host that gossip reaches, and that has a ring, why its tunnel does not work, and what to do. The agent's
 // own warnings come first, since they know most.
 func blocked(r api.Report) (out []string) {
-	for _, c := range joined(r.Router) {
+	for _, c := range r.Router.Connections {
+		if !c.Gossip || !hasRing(r.Router, c.Peer) {
+			continue
+		}
 		said := len(out)
 		for _, p := range r.Problems {
 			if p.Reason == problem.Port && strings.Contains(p.What, nameOf(c)) {
@@ -137,6 +133,15 @@ func cause(c api.Connection) string {
 	return fmt.Sprintf("nothing comes from UDP %d of %s, though gossip reaches that host: open UDP %d between the two hosts, both ways", port, nameOf(c), port)
 }
 
+// first returns the first few texts, and how many more there are.
+func first(texts []string) []string {
+	const few = 5
+	if len(texts) <= few {
+		return texts
+	}
+	return append(texts[:few:few], fmt.Sprintf("and %d more", len(texts)-few))
+}
+
 func nameOf(c api.Connection) string { return fmt.Sprintf("%s(%s)", c.Peer, c.Nickname) }
 
 // awaitTunnel waits for a first tunnel after launch. Under Kubernetes the Nodes are the targets, and
@@ -145,5 +150,5 @@ func (a *app) awaitTunnel(ctx context.Context, client *api.Client, f *launchFlag
 	if f.wait == 0 || f.Kubernetes.On {
 		return nil
 	}
-	return tunnelWaiter{client.Report, a.err, tunnelWait, quietWait}.await(ctx)
+	return firstTunnel(ctx, client.Report, a.err)
 }

@@ -283,7 +283,7 @@ func TestRequestedAddressesAreAllocated(t *testing.T) {
 		}
 	}
 	metrics := run(t, l, "h1", toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...)
-	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", "weft_dns_listening 1", `weft_connections{state="established"} 1`} {
+	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", "weft_dns_listening 1", `weft_connections{state="direct"} 1`} {
 		if !strings.Contains(metrics, line+"\n") {
 			t.Errorf("the metrics lack the line %q, want it:\n%s", line, metrics)
 		}
