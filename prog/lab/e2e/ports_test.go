@@ -11,7 +11,7 @@ import (
 )
 
 // If a firewall closes WireGuard's port on one host, that host is not ready, since its containers
-// would be isolated. The other hosts report the failed tunnel in the status and the metrics.
+// would be isolated. A host whose only tunnel is blocked says so at its launch. The other hosts report the failed tunnel in the status and the metrics.
 // Everything recovers once the port is open.
 func TestBlockedPortIsReported(t *testing.T) {
 	labtest.Waits(t)
@@ -27,20 +27,20 @@ func TestBlockedPortIsReported(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, h := range []string{"h2", "h3"} {
-		if _, err := l.Exec(t.Context(), h, strings.NewReader(token), "weft", "launch", "--token", "-", first.String()); err != nil {
-			t.Fatal(err)
-		}
+	const port = "UDP 6784"
+	said := fails(t, l, "h2", token, "weft", "launch", "--token", "-", first.String())
+	says(t, said, "exit code 4", "no tunnel works", port, "(h1)", "open UDP 6784", "weft status connections --watch")
+	if _, err := l.Exec(t.Context(), "h3", strings.NewReader(token), "weft", "launch", "--token", "-", first.String()); err != nil {
+		t.Fatalf("h3 has a tunnel to h2, so its launch succeeds; got error %v", err)
 	}
-	const says = "UDP 6784"
 	eventually.True(t, 70*time.Second, "h1 is not ready", func() bool {
 		r := report(t, l, "h1")
-		return !r.Ready && strings.Contains(r.NotReady, "no tunnel comes up")
+		return !r.Ready && strings.Contains(r.NotReady, "no tunnel works")
 	})
 	eventually.True(t, 20*time.Second, "h2 warns of h1, and is ready", func() bool {
 		r := report(t, l, "h2")
 		w := strings.Join(r.Warnings, "\n")
-		return r.Ready && len(r.Warnings) == 1 && strings.Contains(w, "(h1)") && strings.Contains(w, says)
+		return r.Ready && len(r.Warnings) == 1 && strings.Contains(w, "(h1)") && strings.Contains(w, port)
 	})
 	if out, err := l.Exec(t.Context(), "h2", nil, toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...); err != nil || !strings.Contains(out, `weft_warnings{reason="PortBlocked"} 1`) {
 		t.Errorf("the metrics lack a warning for PortBlocked, want one: error %v", err)
