@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
@@ -22,22 +21,7 @@ func TestConnectionsAreAlignedUnderAHeader(t *testing.T) {
 		{Address: netip.MustParseAddrPort("[2001:db8::3]:6784"), State: api.ConnOneWay, MTU: 1280, RoundTrip: new(0.2468), Loss: new(0.5), Sent: 3e15, Info: "x"},
 		{Address: netip.MustParseAddrPort("192.0.2.4:6784"), State: api.ConnFailed, Info: "h4 is in another ring"},
 	}, now)
-	const want = `
-    ADDRESS             STATE    ROUND TRIP  LOSS  MTU   HANDSHAKE  RECEIVED         SENT                INFO
-->  192.0.2.2:6784      direct   0.4 ms      0%    1420  1m35s ago  999 B (1.0 kB/s)  99.9 kB (1.5 MB/s)  encrypted   kernel    3cced98783461972(h2) mtu=1420
-<-  [2001:db8::3]:6784  one-way  247 ms      50%   1280  -          0 B (0 B/s)       3000 TB (0 B/s)     x
-<-  192.0.2.4:6784      failed   -           -     -     -          0 B (0 B/s)       0 B (0 B/s)         h4 is in another ring
-`
-	if got := "\n" + out.String(); strings.Join(strings.Fields(got), " ") != strings.Join(strings.Fields(want), " ") {
-		t.Errorf("got%s\nwant%s", got, want)
-	}
-	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
-	column := strings.Index(lines[0], "INFO")
-	for _, line := range lines[1:] {
-		if len(line) <= column || line[column] == ' ' || line[column-1] != ' ' {
-			t.Errorf("the last column does not begin under INFO: %q", line)
-		}
-	}
+	golden(t, "status-connections", out.String())
 	out.Reset()
 	if connectionsAt(&out, nil, now); out.Len() != 0 {
 		t.Errorf("without connections the output is %q, want none", out.String())
