@@ -11,13 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A token typed on a terminal is not shown.
-func TestTokenPromptDoesNotEcho(t *testing.T) {
+// pseudoTerminal returns a terminal, and the end at which the test reads and types.
+func pseudoTerminal(t *testing.T) (master, terminal *os.File) {
+	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Skip(err)
 	}
-	defer master.Close()
+	t.Cleanup(func() { master.Close() })
 	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -25,11 +26,17 @@ func TestTokenPromptDoesNotEcho(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Skip(err)
 	}
-	defer terminal.Close()
+	t.Cleanup(func() { terminal.Close() })
+	return master, terminal
+}
+
+// A token typed on a terminal is not shown.
+func TestTokenPromptDoesNotEcho(t *testing.T) {
+	master, terminal := pseudoTerminal(t)
 	said := &typist{master: master, text: "hunter2\n"}
 	if got, err := (&app{in: terminal, err: said}).readToken(); err != nil || string(got) != "hunter2" {
 		t.Errorf("readToken returned %q, error %v; want the typed token", got, err)

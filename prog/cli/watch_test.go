@@ -107,6 +107,33 @@ func TestWatchPrintsOneJSONDocumentPerLine(t *testing.T) {
 	}
 }
 
+// On a terminal each picture replaces the one before. JSON does not.
+func TestWatchRepaintsATerminal(t *testing.T) {
+	for json, want := range map[bool]string{
+		false: `^(\x1b\[H\x1b\[J--- \d\d:\d\d:\d\d\r\npicture\r\n){2}$`,
+		true:  `^(picture\r\n){2}$`,
+	} {
+		master, terminal := pseudoTerminal(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		a, runs := &app{out: terminal, json: json}, 0
+		err := a.repeat(ctx, func() error {
+			if runs++; runs == 3 { // an interrupted run shows nothing
+				cancel()
+			}
+			_, err := io.WriteString(a.out, "picture\n")
+			return err
+		})
+		if err != nil {
+			t.Errorf("with JSON %v: an interrupted watch ends with the error %v, want none", json, err)
+		}
+		terminal.Close()
+		shown, _ := io.ReadAll(master) // it ends with an error, since the terminal is closed
+		if !regexp.MustCompile(want).Match(shown) {
+			t.Errorf("with JSON %v the terminal shows %q, want two pictures as %s", json, shown, want)
+		}
+	}
+}
+
 func TestWatchFailsIfItsFirstRequestFails(t *testing.T) {
 	a := &app{out: &bytes.Buffer{}, watchPeriod: time.Hour}
 	first := errors.New("no agent")
