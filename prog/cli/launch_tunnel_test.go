@@ -126,8 +126,10 @@ func TestLaunchSucceedsIfNoOtherHostRunsYet(t *testing.T) {
 			r.Router.Connections, r.Router.Targets = nil, []api.Target{{Host: "192.0.2.2", State: "retrying", Error: "connection refused"}, {Host: "h3", State: "retrying"}}
 		}, "no tunnel yet: target 192.0.2.2: connection refused; target h3: retrying. The agent keeps trying"},
 		"gossip has lost the host": {func(r *api.Report) { r.Router.Connections[0].Gossip = false }, "no tunnel yet: target 192.0.2.2: connected"},
-		"the ring is being founded": {func(r *api.Report) { r.Router.Peers[1].Ring = "" },
-			"no tunnel yet: 3cced98783461972(h2) waits for the ring"},
+		"the ring is being founded": {
+			func(r *api.Report) { r.Router.Peers[1].Ring = "" },
+			"no tunnel yet: 3cced98783461972(h2) waits for the ring",
+		},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			took, said, err := await(t, t.Context(), func(time.Duration) (api.Report, error) {
