@@ -29,7 +29,7 @@ func joining(state string) api.Report {
 func with(r api.Report, change func(*api.Report)) api.Report { change(&r); return r }
 
 // await waits for the first tunnel of a host whose report depends on the time since launch.
-func await(t *testing.T, ctx context.Context, report func(time.Duration) (api.Report, error)) (took time.Duration, said string, err error) {
+func await(ctx context.Context, t *testing.T, report func(time.Duration) (api.Report, error)) (took time.Duration, said string, err error) {
 	t.Helper()
 	var out bytes.Buffer
 	start := time.Now()
@@ -53,7 +53,7 @@ func TestLaunchWaitsForAFirstTunnelOnlyIfThereAreTargets(t *testing.T) {
 			continue
 		}
 		synctest.Test(t, func(t *testing.T) {
-			if took, said, err := await(t, t.Context(), func(time.Duration) (api.Report, error) { return r, nil }); err != nil || took != 0 || said != "" {
+			if took, said, err := await(t.Context(), t, func(time.Duration) (api.Report, error) { return r, nil }); err != nil || took != 0 || said != "" {
 				t.Errorf("target %q: launch waited for %v, printed %q, error %v; want none of these", host, took, said, err)
 			}
 		})
@@ -66,7 +66,7 @@ func TestLaunchSaysWhatItWaitsForIfATunnelTakesLong(t *testing.T) {
 		3 * time.Second:        "waiting for a first tunnel: the tunnel to 3cced98783461972(h2) is pending\n",
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			took, said, err := await(t, t.Context(), func(d time.Duration) (api.Report, error) {
+			took, said, err := await(t.Context(), t, func(d time.Duration) (api.Report, error) {
 				if d < after {
 					return joining(api.ConnPending), nil
 				}
@@ -102,7 +102,7 @@ func TestLaunchFailsIfNoTunnelWorks(t *testing.T) {
 		}), strings.Repeat("\n  its info", 5) + "\n  and 3 more"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			took, _, err := await(t, t.Context(), func(time.Duration) (api.Report, error) { return tt.report, nil })
+			took, _, err := await(t.Context(), t, func(time.Duration) (api.Report, error) { return tt.report, nil })
 			if took != tunnelWait || exitCode(err) != ExitNotReady {
 				t.Errorf("%s: after %v: error %v; want exit code %d after %v", name, took, err, ExitNotReady, tunnelWait)
 				return
@@ -132,7 +132,7 @@ func TestLaunchSucceedsIfNoOtherHostRunsYet(t *testing.T) {
 		},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			took, said, err := await(t, t.Context(), func(time.Duration) (api.Report, error) {
+			took, said, err := await(t.Context(), t, func(time.Duration) (api.Report, error) {
 				return with(joining(api.ConnPending), tt.change), nil
 			})
 			if err != nil || took != tunnelWait || !strings.Contains(said, tt.want) || !strings.Contains(said, "weft status connections --watch") {
@@ -146,7 +146,7 @@ func TestLaunchCanBeInterruptedWhileItWaitsForATunnel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
-		took, _, err := await(t, ctx, func(time.Duration) (api.Report, error) { return joining(api.ConnBlocked), nil })
+		took, _, err := await(ctx, t, func(time.Duration) (api.Report, error) { return joining(api.ConnBlocked), nil })
 		if took != 2*time.Second || exitCode(err) != ExitNotReady || !strings.Contains(err.Error(), "keeps running") {
 			t.Errorf("after %v: error %v; want exit code %d after 2 s, and that the agent keeps running", took, err, ExitNotReady)
 		}
@@ -156,7 +156,7 @@ func TestLaunchCanBeInterruptedWhileItWaitsForATunnel(t *testing.T) {
 func TestLaunchSaysIfTheAgentEndsWhileItWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gone := &api.NotRunningError{Socket: "s", Err: errors.New("no such file")}
-		_, _, err := await(t, t.Context(), func(d time.Duration) (api.Report, error) {
+		_, _, err := await(t.Context(), t, func(d time.Duration) (api.Report, error) {
 			if d < time.Second {
 				return joining(api.ConnPending), nil
 			}
