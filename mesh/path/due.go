@@ -32,14 +32,20 @@ func (r *remote) gap() time.Duration {
 func (r *remote) due(now time.Time, out []Send) []Send {
 	r.expire(now)
 	switch {
-	case !r.alarm.IsZero():
-	case !r.sentSince.IsZero() && now.Sub(r.sentSince) >= unansweredAfter:
+	case !r.sentSince.IsZero() && now.Sub(r.sentSince) >= unansweredAfter && (r.alarm.IsZero() || !r.underLoad):
 		r.raise(now, false, true)
+	case !r.alarm.IsZero():
 	case !r.first && now.Sub(latest(r.path.Asked, r.path.Answered)) > patience:
 		r.raise(now, false, false)
 	}
 	if !r.alarm.IsZero() && !now.Before(r.next) {
 		out = r.round(now, out)
+	}
+	if !r.endsAt.IsZero() && !now.Before(r.endsAt) {
+		r.endsAt = time.Time{}
+		if r.alarm.IsZero() && r.current != nil && now.Sub(latest(r.path.Asked, r.path.Answered)) >= unansweredAfter {
+			out = r.ask(now, out, r.current, 0)
+		}
 	}
 	if r.alarm.IsZero() && r.asksCalm() && !now.Before(r.calmAt) && r.current != nil {
 		out = r.ask(now, out, r.current, 0)
@@ -115,7 +121,7 @@ func (r *remote) round(now time.Time, out []Send) []Send {
 	if r.underLoad {
 		needed = trafficRounds
 	}
-	if r.rounds >= needed {
+	if r.rounds >= needed && now.Sub(r.path.Answered) > gapMax { // otherwise a second answer is awaited
 		r.giveUp(now)
 	}
 	r.rounds++
@@ -143,6 +149,10 @@ const heardFor = 40 * time.Second
 // sessionLife is how long WireGuard uses the keys of a handshake (REJECT_AFTER_TIME).
 const sessionLife = 180 * time.Second
 
+// passiveKeepalive is when WireGuard at the latest answers data with a keepalive (KEEPALIVE_TIMEOUT), and some
+// time for that to be seen.
+const passiveKeepalive = 12 * time.Second
+
 // giveUp decides what it means that nothing has answered.
 func (r *remote) giveUp(now time.Time) {
 	if !r.capable && !r.underLoad {
@@ -154,7 +164,14 @@ func (r *remote) giveUp(now time.Time) {
 			return // its keepalive may come yet
 		}
 	}
-	if s := 3 * time.Second; now.Sub(r.path.Received) < s || now.Sub(r.path.Asked) < s+downGap {
+	if !r.capable && now.Sub(r.path.Received) < passiveKeepalive && now.Sub(r.path.Received) >= 0 {
+		return // it receives data, and has none to send
+	}
+	// What came before the alarm proves nothing. Data that came before it may be seen a little later.
+	heard := func(at time.Time, within time.Duration) bool {
+		return now.Sub(at) < within && at.Sub(r.alarm) > lookEvery+gapMin/2
+	}
+	if s := 3 * time.Second; heard(r.path.Received, s) || heard(r.path.Asked, s+downGap) {
 		r.set(now, Unheard)
 		return
 	}
@@ -199,9 +216,6 @@ func (r *remote) nextAt() time.Time {
 		if r.first && len(r.addrs) > 1 {
 			take(r.othersAt)
 		}
-		if !r.sentSince.IsZero() {
-			take(r.sentSince.Add(unansweredAfter))
-		}
 		for _, q := range r.asks {
 			if !q.late {
 				take(q.at.Add(r.timeout()))
@@ -210,6 +224,10 @@ func (r *remote) nextAt() time.Time {
 	} else {
 		take(r.next)
 	}
+	if !r.sentSince.IsZero() && (r.alarm.IsZero() || !r.underLoad) {
+		take(r.sentSince.Add(unansweredAfter))
+	}
+	take(r.endsAt)
 	for _, a := range r.addrs {
 		if a.check {
 			take(r.path.Since) // at once

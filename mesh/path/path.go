@@ -108,6 +108,7 @@ const (
 	idleMin, idleMax = 13 * time.Second, 15 * time.Second // between two probes of a calm tunnel
 	patience         = idleMax + 1500*time.Millisecond    // how long the peer that does not probe waits for the other one
 	unansweredAfter  = 800 * time.Millisecond             // traffic without an answer for so long is an alarm
+	lookEvery        = 500 * time.Millisecond             // how often callers observe WireGuard's counters under traffic
 	gapMin, gapMax   = 200 * time.Millisecond, time.Second
 	downGap          = 3 * time.Second  // between two rounds once a path is down
 	quietGap         = 12 * time.Second // the same for a peer that gossip does not reach either
@@ -127,6 +128,8 @@ const (
 	maxLearned                = 4
 	maxAddrs                  = 16
 	lossWindow                = 32
+	// burst is how many bytes at once are data, rather than WireGuard's own handshakes and keepalives.
+	burst = 256
 )
 
 // calmStep is the grid of calm probes: those that are due close together go out together, so that the

@@ -30,11 +30,11 @@ func TestPathsAreMeasured(t *testing.T) {
 // A cut shows within 3 s under traffic and within 20 s at rest, on both sides, and its end within 5 s.
 func TestCutsShowInTime(t *testing.T) {
 	for _, busy := range []bool{true, false} {
-		for _, way := range []string{"both", "to 1", "to 0"} {
+		for _, way := range []string{"both", "to 1", "to 0", "wall of 0"} {
 			w := newWorld(t, 2, 1)
 			cut := false
 			w.link = func(_, to netip.Addr, _ int) (bool, time.Duration) {
-				return !cut || way == "to 1" && to != w.hosts[1].addrs[0] || way == "to 0" && to != w.hosts[0].addrs[0], 5 * time.Millisecond
+				return !cut || way == "wall of 0" || way == "to 1" && to != w.hosts[1].addrs[0] || way == "to 0" && to != w.hosts[0].addrs[0], 5 * time.Millisecond
 			}
 			w.configure(false)
 			for i, h := range w.hosts {
@@ -44,6 +44,7 @@ func TestCutsShowInTime(t *testing.T) {
 				cut = false
 				w.run(60*time.Second + time.Duration(round)*1700*time.Millisecond)
 				cut = true
+				w.hosts[0].walled = way == "wall of 0"
 				limit := 20 * time.Second
 				if busy {
 					limit = 3 * time.Second
@@ -59,17 +60,47 @@ func TestCutsShowInTime(t *testing.T) {
 						deaf++
 					}
 				}
-				if want := map[string]int{"both": 2, "to 1": 1, "to 0": 1}[way]; deaf != want {
-					t.Logf("traffic %v, cut %s: %d hosts say that they hear nothing; want %d: %+v %+v", busy, way, deaf, want, w.path(0, 1), w.path(1, 0))
+				if want := map[string]int{"both": 2, "to 1": 1, "to 0": 1, "wall of 0": 1}[way]; way == "both" && deaf != want {
+					t.Errorf("traffic %v, cut %s: %d hosts say that they hear nothing; want %d: %+v %+v", busy, way, deaf, want, w.path(0, 1), w.path(1, 0))
+				}
+				if p := w.path(0, 1); p.Refused != (way == "wall of 0") {
+					t.Errorf("traffic %v, cut %s: refused by the own firewall: %v; want the opposite", busy, way, p.Refused)
+				}
+				w.run(5 * time.Second)
+				for i, hears := range map[int]bool{0: way == "to 1" || way == "wall of 0", 1: way == "to 0"} {
+					if p := w.path(i, 1-i); hears != (p.State == Unheard) {
+						t.Errorf("traffic %v, cut %s: host %d says %+v; want that it is unheard: %v", busy, way, i, p, hears)
+					}
 				}
 				w.run(10 * time.Second)
-				cut = false
+				cut, w.hosts[0].walled = false, false
 				w.run(5 * time.Second)
 				for i := range 2 {
 					if p := w.path(i, 1-i); p.State != Direct {
 						t.Errorf("traffic %v, cut %s: 5 s after its end host %d says %+v; want direct", busy, way, i, p)
 					}
 				}
+			}
+		}
+	}
+}
+
+// A cut directly after the start of both hosts shows in time, too.
+func TestACutAfterTheStartShows(t *testing.T) {
+	for _, cut := range []time.Duration{0, 3 * time.Millisecond, 300 * time.Millisecond} {
+		w := newWorld(t, 2, 1)
+		start := w.now
+		w.link = func(netip.Addr, netip.Addr, int) (bool, time.Duration) {
+			return w.now.Sub(start) < cut, 5 * time.Millisecond
+		}
+		w.configure(false)
+		for i, h := range w.hosts {
+			h.busy[w.hosts[1-i].id] = true
+		}
+		w.run(cut + 5*time.Second)
+		for i := range 2 {
+			if p := w.path(i, 1-i); p.State != Deaf {
+				t.Errorf("5 s after a cut that came %v after the start host %d says %+v; want that it hears nothing", cut, i, p)
 			}
 		}
 	}

@@ -24,6 +24,7 @@ type remote struct {
 	traffic   Traffic
 	observed  time.Time // when traffic was first observed
 	sentSince time.Time // since when traffic has no answer; zero: it has
+	endsAt    time.Time // when received traffic counts as ended, which may be a failure; zero: there is none
 	stamp     int64     // of the newest probe
 	capable   bool      // it has answered a probe, so its version knows them
 	toldMTU   int
@@ -150,6 +151,10 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 	switch {
 	case t.Received > last.Received:
 		r.path.Received, r.sentSince = now, time.Time{}
+		if t.Received > last.Received+burst {
+			r.endsAt = now.Add(unansweredAfter)
+		}
+		r.hear(now)
 		if a := r.find(t.Endpoint); a == nil && t.Endpoint.IsValid() {
 			r.learn(now, t.Endpoint) // WireGuard learned it by roaming
 		}
@@ -165,6 +170,14 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		r.mtu.next = minTime(r.mtu.next, now.Add(verifyBusy))
 	}
 	return true
+}
+
+// hear notes that something came from a peer that was not heard: if it answers no question now, it does not
+// hear this host.
+func (r *remote) hear(now time.Time) {
+	if r.path.State == Deaf {
+		r.next = minTime(r.next, now.Add(r.timeout()))
+	}
 }
 
 // raise puts a path in doubt.
@@ -336,7 +349,8 @@ func (r *remote) nearer(now time.Time, a *address) bool {
 func (r *remote) asked(now time.Time, arrived Arrival, m message) (Send, bool) {
 	if m.stamp > r.stamp {
 		r.stamp = m.stamp
-		r.path.Asked = now
+		r.path.Asked, r.capable = now, true
+		r.hear(now)
 		r.heed(now, arrived, m)
 	}
 	out := message{kind: answer, id: m.id, stamp: r.prober.stamp(now), size: uint16(min(arrived.Size, 1<<16-1)), seen: arrived.From}

@@ -38,6 +38,7 @@ type host struct {
 	traffic map[peer.ID]*Traffic
 	busy    map[peer.ID]bool // sends data all the time
 	mute    bool             // does not probe at all
+	walled  bool             // its own firewall refuses to send
 }
 
 type flight struct {
@@ -124,6 +125,10 @@ func (w *world) configure(moved bool) {
 
 // send puts a datagram on the network.
 func (w *world) send(h *host, s Send) {
+	if h.walled {
+		h.Failed(w.now, s, true)
+		return
+	}
 	from := s.From
 	if !from.IsValid() { // as routes do: the address in the network of the destination
 		i := int(s.To.Addr().As4()[1])
@@ -199,7 +204,7 @@ func (w *world) run(d time.Duration) {
 func (w *world) traffic() {
 	for _, h := range w.hosts {
 		for _, o := range w.hosts {
-			if !h.busy[o.id] {
+			if !h.busy[o.id] || h.walled { // WireGuard does not count what it could not send
 				continue
 			}
 			p, _ := h.Path(o.id)
