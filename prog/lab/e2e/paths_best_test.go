@@ -25,7 +25,7 @@ func move(t *testing.T, second bool) moving {
 	labtest.Need(t, "nft", "nftables")
 	labtest.Need(t, "ip", "iproute2")
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
-	established(t, l)
+	measured(t, l)
 	if second {
 		for _, h := range l.Hosts() {
 			if err := l.AddLink(t.Context(), h, 200); err != nil {

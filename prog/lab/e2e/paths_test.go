@@ -34,6 +34,22 @@ func between(t *testing.T, l *lab.Lab, rules ...string) {
 	load(t, l, lab.UnderlayName, table)
 }
 
+// measured waits until every host has measured its tunnels to all others, also their MTUs.
+func measured(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	for _, h := range l.Hosts() {
+		eventually.True(t, 20*time.Second, h+" has measured all its tunnels", func() bool {
+			n := 0
+			for _, c := range report(t, l, h).Router.Connections {
+				if c.State == api.ConnDirect && c.RoundTrip != nil && c.PathMTU != 0 {
+					n++
+				}
+			}
+			return n == len(l.Hosts())-1
+		})
+	}
+}
+
 // within waits until a condition is true, and reports whether it became so in time.
 func within(limit time.Duration, f func() bool) bool {
 	for start := time.Now(); !f(); time.Sleep(50 * time.Millisecond) {
@@ -166,7 +182,7 @@ func TestClosedPortsShowUnderTraffic(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
-	established(t, l)
+	measured(t, l)
 	listen(t, l, "h2/c1")
 	flow := startFlow(t, l, "udp", "h1/c1", "h2/c1")
 	for _, b := range blockades {
@@ -186,7 +202,7 @@ func TestClosedPortsShowAtRest(t *testing.T) {
 			labtest.Waits(t)
 			labtest.Need(t, "nft", "nftables")
 			l := labtest.New(t, lab.Options{Hosts: 2})
-			established(t, l)
+			measured(t, l)
 			b.check(t, l, 20*time.Second)
 		})
 	}
@@ -199,7 +215,7 @@ func TestLossIsNoCut(t *testing.T) {
 			labtest.Waits(t)
 			labtest.Need(t, "nft", "nftables")
 			l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
-			established(t, l)
+			measured(t, l)
 			listen(t, l, "h2/c1")
 			flow := startFlow(t, l, "udp", "h1/c1", "h2/c1")
 			between(t, l, fmt.Sprintf("udp dport 6784 numgen random mod 100 < %d drop", percent))
