@@ -83,7 +83,8 @@ type Measure struct {
 	tunnels   []topology.Tunnel
 	version   uint64
 	published time.Time
-	changed   chan struct{} // wakes the loop to publish what receive left
+	wakeAt    time.Time     // when the loop will ask again
+	changed   chan struct{} // wakes the loop before that, or to publish what receive left
 	rates     map[peer.ID]rate
 }
 
@@ -275,6 +276,7 @@ func (m *Measure) ask(conn Conn, now time.Time) time.Time {
 	if !m.publish(now) {
 		next = minTime(next, m.published.Add(together))
 	}
+	m.wakeAt = next
 	return next
 }
 
@@ -294,7 +296,7 @@ func (m *Measure) receive(conn Conn, d probe.Datagram) {
 	m.mu.Lock()
 	now := time.Now()
 	answer, ok := m.prober.Receive(now, path.Arrival{From: d.From, To: d.To, Payload: d.Payload, Size: d.Size})
-	if !m.publish(now) {
+	if !m.publish(now) || m.prober.Next(now).Before(m.wakeAt) {
 		select {
 		case m.changed <- struct{}{}:
 		default:

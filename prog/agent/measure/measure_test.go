@@ -156,6 +156,41 @@ func TestPathsBetweenTwoHostsArePublished(t *testing.T) {
 	})
 }
 
+// Once a question is answered again, a second answer confirms it at once, on both hosts.
+func TestARestoredPathIsConfirmedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{conns: map[netip.Addr]*conn{}}
+		hosts, ids := pair(t, n, func(int) error { return nil })
+		for _, m := range hosts {
+			agenttest.Run(t, m.Run)
+		}
+		set := func(cut bool) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.cut = cut
+		}
+		for round := range 10 {
+			set(false)
+			for restored := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+				if p, _ := hosts[0].Path(ids[1]); p.Answered.After(restored) {
+					break
+				}
+				if time.Since(restored) > 4*time.Second {
+					t.Fatal("4 s after the network works, no question was answered; want one")
+				}
+			}
+			time.Sleep(400 * time.Millisecond)
+			for i, m := range hosts {
+				if p := m.Get()[ids[1-i]]; p.State != path.Direct {
+					t.Errorf("round %d: 400 ms after an answer host %d has the path %+v; want direct", round, i, p)
+				}
+			}
+			set(true)
+			time.Sleep(20*time.Second + time.Duration(round)*170*time.Millisecond)
+		}
+	})
+}
+
 // If the sockets cannot be opened, the status says why, and it is tried again.
 func TestAHostThatCannotProbeSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
