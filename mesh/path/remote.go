@@ -146,6 +146,9 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		if r.current == nil {
 			r.current = r.find(t.Endpoint) // an earlier agent chose it
 		}
+		if t.Received > burst {
+			r.endsAt = now.Add(unansweredAfter)
+		}
 		return true
 	}
 	switch {
