@@ -71,6 +71,7 @@ func jumbo(t *testing.T, l *lab.Lab) {
 // The path MTU that a router without ICMP allows is found, also when it shrinks under traffic. TCP streams and
 // UDP datagrams of up to 60,000 bytes pass in both families, over an underlay of either family.
 func TestTheMTUOfARouterIsFound(t *testing.T) {
+	labtest.Waits(t)
 	for _, family := range []string{"4", "6"} {
 		t.Run("IPv"+family, func(t *testing.T) {
 			l := routed(t, family)

@@ -197,6 +197,7 @@ func TestClosedPortsShowUnderTraffic(t *testing.T) {
 
 // Closed ports show within 20 s at rest.
 func TestClosedPortsShowAtRest(t *testing.T) {
+	labtest.Waits(t)
 	for _, b := range []blockade{blockades[0], blockades[1], blockades[4]} {
 		t.Run(b.name, func(t *testing.T) {
 			labtest.Waits(t)
@@ -210,6 +211,7 @@ func TestClosedPortsShowAtRest(t *testing.T) {
 
 // Loss slows a tunnel down, but does not break it: its state stays direct, and the status shows a loss.
 func TestLossIsNoCut(t *testing.T) {
+	labtest.Waits(t)
 	for _, percent := range []int{10, 30} {
 		t.Run(fmt.Sprintf("%d percent", percent), func(t *testing.T) {
 			labtest.Waits(t)
