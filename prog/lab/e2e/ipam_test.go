@@ -282,6 +282,9 @@ func TestRequestedAddressesAreAllocated(t *testing.T) {
 			t.Errorf("after launch with %s the excluded ranges are %v, want %d", c.flag, got, c.want)
 		}
 	}
+	start := time.Now()
+	established(t, l) // while h2's agent restarted, nobody answered h1's probes
+	t.Logf("the tunnels were direct after %v", time.Since(start).Round(time.Millisecond))
 	metrics := run(t, l, "h1", toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...)
 	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", "weft_dns_listening 1", `weft_connections{state="direct"} 1`} {
 		if !strings.Contains(metrics, line+"\n") {
