@@ -37,7 +37,7 @@ func routed(t *testing.T, family string) *lab.Lab {
 		}
 	}
 	load(t, l, "h3", "table inet quiet {\nchain out { type filter hook output priority 0; icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }\n}\n")
-	run(t, l, "h2", "ip", "link", "set", "eth0", "down")
+	run(t, l, "h2", "sh", "-c", "ip address flush dev eth0; ip link set eth0 down")
 	first, second, from, to := "192.0.2.0/24", "198.51.100.0/24", "192.0.2.3", "198.51.100.3"
 	if family == "6" {
 		first, second, from, to = "2001:db8::/64", "2001:db8:1::/64", "2001:db8::3", "2001:db8:1::3"

@@ -1,0 +1,39 @@
+package path
+
+import (
+	"math/bits"
+	"net/netip"
+	"time"
+)
+
+// address is one address of a peer.
+type address struct {
+	to       netip.AddrPort
+	learned  time.Time // when a probe last came from it; zero: it is in the record
+	check    bool      // ask it as soon as possible
+	answered time.Time
+	streak   int // answers since the alarm began
+	rtt      time.Duration
+	samples  int
+	outcomes uint32 // the last questions, the newest in bit 0; 1: answered
+	asked    int
+}
+
+// note records the outcome of a question.
+func (a *address) note(answered bool) {
+	a.outcomes <<= 1
+	if answered {
+		a.outcomes |= 1
+	}
+	a.asked++
+}
+
+// loss returns the part of the last questions without an answer.
+func (a *address) loss() (float64, bool) {
+	n := min(a.asked, lossWindow)
+	if n == 0 {
+		return 0, false
+	}
+	hits := bits.OnesCount32(a.outcomes & uint32(1<<n-1))
+	return 1 - float64(hits)/float64(n), true
+}
