@@ -20,6 +20,7 @@
 package path
 
 import (
+	"encoding/binary"
 	"io"
 	"net/netip"
 	"time"
@@ -284,4 +285,19 @@ func (p *Prober) seal(r *remote, m message) []byte {
 		return nil // the kernel's random numbers never end
 	}
 	return b
+}
+
+// newID returns a random number for a question.
+func (p *Prober) newID() uint64 {
+	var b [8]byte
+	_, _ = p.cfg.Random.Read(b[:])
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// upTo returns a random duration below d.
+func (p *Prober) upTo(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return time.Duration(p.newID() % uint64(d))
 }

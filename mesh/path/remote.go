@@ -1,7 +1,6 @@
 package path
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 	"time"
@@ -382,21 +381,6 @@ func (r *remote) failed(now time.Time, s Send, firewall bool) {
 		}
 		r.asks = slices.Delete(r.asks, i, i+1)
 	}
-}
-
-// newID returns a random number for a question.
-func (p *Prober) newID() uint64 {
-	var b [8]byte
-	_, _ = p.cfg.Random.Read(b[:])
-	return binary.BigEndian.Uint64(b[:])
-}
-
-// upTo returns a random duration below d.
-func (p *Prober) upTo(d time.Duration) time.Duration {
-	if d <= 0 {
-		return 0
-	}
-	return time.Duration(p.newID() % uint64(d))
 }
 
 func minTime(a, b time.Time) time.Time {
