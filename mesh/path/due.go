@@ -128,7 +128,7 @@ func (r *remote) round(now time.Time, out []Send) []Send {
 	r.next = now.Add(r.gap())
 	if r.current != nil {
 		out = r.ask(now, out, r.current, 0)
-		if r.rounds > 1 && !r.down() {
+		for i := 0; i < 2 && r.rounds > 1 && !r.down(); i++ { // much loss is no cut
 			out = r.ask(now, out, r.current, 0)
 		}
 	}

@@ -107,6 +107,7 @@ type Send struct {
 // These are the times of the state machine.
 const (
 	idleMin, idleMax = 13 * time.Second, 15 * time.Second // between two probes of a calm tunnel
+	busyEvery        = 2 * time.Second                    // the same under traffic, to measure its loss
 	patience         = idleMax + 1500*time.Millisecond    // how long the peer that does not probe waits for the other one
 	unansweredAfter  = 800 * time.Millisecond             // traffic without an answer for so long is an alarm
 	lookEvery        = 500 * time.Millisecond             // how often callers observe WireGuard's counters under traffic

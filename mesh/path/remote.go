@@ -22,6 +22,7 @@ type remote struct {
 	traffic   Traffic
 	observed  time.Time // when traffic was first observed
 	sentSince time.Time // since when traffic has no answer; zero: it has
+	busy      time.Time // when much data was last seen
 	endsAt    time.Time // when received traffic counts as ended, which may be a failure; zero: there is none
 	stamp     int64     // of the newest probe
 	capable   bool      // it has answered a probe, so its version knows them
@@ -154,6 +155,10 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 	default:
 		return false
 	}
+	if t.Received > last.Received+burst || t.Sent > last.Sent+burst {
+		r.busy = now
+		r.calmAt = minTime(r.calmAt, now.Add(busyEvery))
+	}
 	if !r.mtu.running {
 		r.mtu.next = minTime(r.mtu.next, now.Add(verifyBusy))
 	}
@@ -193,8 +198,11 @@ func (r *remote) calm(now time.Time) {
 	r.set(now, Direct)
 }
 
-// later returns when a calm tunnel is asked next, on the grid.
+// later returns when a calm tunnel is asked next; at rest, on the grid.
 func (r *remote) later(now time.Time) time.Time {
+	if now.Sub(r.busy) < busyEvery {
+		return now.Add(busyEvery)
+	}
 	return now.Add(idleMin + calmStep + r.prober.upTo(idleMax-idleMin-calmStep)).Truncate(calmStep)
 }
 
