@@ -70,7 +70,7 @@ func TestGossipGoesThroughTunnelPastFirewall(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
-	established(t, l)
+	measured(t, l)
 	for _, h := range l.Hosts() {
 		if _, err := l.Exec(t.Context(), h, strings.NewReader(firewallAround(h)), "nft", "-f", "-"); err != nil {
 			t.Fatal(err)

@@ -185,6 +185,9 @@ func TestClosedPortsShowUnderTraffic(t *testing.T) {
 	measured(t, l)
 	listen(t, l, "h2/c1")
 	flow := startFlow(t, l, "udp", "h1/c1", "h2/c1")
+	for _, h := range l.Hosts() {
+		eventually.True(t, 3*time.Second, h+" shows the traffic", func() bool { return connection(t, l, h).ReceivedRate > 0 })
+	}
 	for _, b := range blockades {
 		b.check(t, l, 3*time.Second)
 	}
