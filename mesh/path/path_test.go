@@ -252,6 +252,40 @@ func TestTheMTUIsMeasured(t *testing.T) {
 	check("with loss", 1500)
 }
 
+// Loss shows within 30 s under traffic, and is no cut.
+func TestLossShowsUnderTraffic(t *testing.T) {
+	for _, percent := range []int{10, 30} {
+		w := newWorld(t, 2, 2)
+		w.configure(false)
+		for i, h := range w.hosts {
+			h.busy[w.hosts[1-i].id] = true
+		}
+		w.run(10 * time.Second)
+		w.link = func(netip.Addr, netip.Addr, int) (bool, time.Duration) {
+			return w.random.IntN(100) >= percent, time.Millisecond
+		}
+		cuts := 0
+		w.each = func() {
+			for i := range 2 {
+				if w.path(i, 1-i).State != Direct {
+					cuts++
+				}
+			}
+		}
+		for span := 30 * time.Second; span < 10*time.Minute; span *= 2 {
+			w.run(span)
+			for i := range 2 {
+				if p := w.path(i, 1-i); p.Loss <= 0 || p.Loss >= 1 {
+					t.Errorf("with a loss of %d %% in each direction host %d says %+v; want a loss between 0 and 1", percent, i, p)
+				}
+			}
+		}
+		if cuts > 0 {
+			t.Errorf("with a loss of %d %% a path was not direct at %d moments; want none", percent, cuts)
+		}
+	}
+}
+
 // A peer of a version that answers no probes is judged by what WireGuard receives.
 func TestAPeerWithoutProbesIsJudgedByItsData(t *testing.T) {
 	w := newWorld(t, 2, 1)
