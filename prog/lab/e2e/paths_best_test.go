@@ -67,7 +67,7 @@ func (m moving) follows(what string, change func(), fits func(host string, a net
 	}
 	m.t.Logf("%s: after %v h1 sends to %v and h2 to %v", what, time.Since(start), at[0].Address, at[1].Address)
 	// Packets arrive again: the address alone proves nothing.
-	var args = append([]string{"weft", "probe", "udp", "--count", "3", "--interval", "20ms", "--timeout", "500ms"}, addrs(m.t, m.Lab, "h2/c1")...)
+	args := append([]string{"weft", "probe", "udp", "--count", "3", "--interval", "20ms", "--timeout", "500ms"}, addrs(m.t, m.Lab, "h2/c1")...)
 	if !within(3*time.Second, func() bool { _, err := m.Exec(m.t.Context(), "h1/c1", nil, args...); return err == nil }) {
 		m.t.Errorf("%s: no probes come back from the other container, want all", what)
 	}
