@@ -153,8 +153,18 @@ const sessionLife = 180 * time.Second
 // time for that to be seen.
 const passiveKeepalive = 12 * time.Second
 
+// withoutAgent reports whether data comes through the tunnel since gossip lost the peer: only its agent is
+// down, which answers no probes. The tunnel works without it.
+func (r *remote) withoutAgent(now time.Time) bool {
+	return r.Quiet && r.path.Received.After(r.quietAt) && now.Sub(r.path.Received) < heardFor && (r.sentSince.IsZero() || !r.underLoad)
+}
+
 // giveUp decides what it means that nothing has answered.
 func (r *remote) giveUp(now time.Time) {
+	if r.withoutAgent(now) {
+		r.calm(now)
+		return
+	}
 	if !r.capable && !r.underLoad {
 		if now.Sub(r.path.Received) < heardFor {
 			r.set(now, Direct)

@@ -76,7 +76,7 @@ type Remote struct {
 	Addrs []netip.AddrPort
 	// MTU returns the MTU of this host's route to an address; 0: unknown.
 	MTU func(netip.Addr) int
-	// Quiet means that gossip does not reach the peer, so that it is probably switched off.
+	// Quiet means that gossip does not reach the peer: it is switched off, or only its agent is.
 	Quiet bool
 }
 

@@ -184,6 +184,43 @@ func TestARenumberedHostIsFollowed(t *testing.T) {
 	}
 }
 
+// A peer whose agent is down answers no probes, but its tunnel works: keepalives and data show that.
+func TestATunnelWorksWithoutThePeersAgent(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		w := newWorld(t, 2, 1)
+		w.configure(false)
+		for i, h := range w.hosts {
+			h.busy[w.hosts[1-i].id] = busy
+		}
+		w.run(30 * time.Second)
+		w.hosts[1].mute, w.quiet = true, true
+		w.configure(false)
+		keepalives := func() {
+			w.hosts[0].count(w.hosts[1]).Received += keepalive
+			w.run(25 * time.Second)
+		}
+		w.run(20 * time.Second)
+		keepalives() // the first one begins the count
+		keepalives()
+		changes := len(w.hosts[0].peers[w.hosts[1].id].changes)
+		for range 6 {
+			keepalives()
+			if p := w.path(0, 1); p.State != Direct {
+				t.Errorf("traffic %v: with a keepalive every 25 s the path is %+v; want direct", busy, p)
+			}
+		}
+		if now := len(w.hosts[0].peers[w.hosts[1].id].changes); now != changes {
+			t.Errorf("traffic %v: the state changed %d times meanwhile; want never", busy, now-changes)
+		}
+		if !busy {
+			w.run(50 * time.Second)
+			if p := w.path(0, 1); p.State != Deaf {
+				t.Errorf("75 s after the last keepalive the path is %+v; want that nothing is heard", p)
+			}
+		}
+	}
+}
+
 // A host whose clock was set back, as after a start without a battery, is believed again soon.
 func TestAClockMayBeSetBack(t *testing.T) {
 	w := newWorld(t, 2, 2)

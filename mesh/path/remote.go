@@ -26,6 +26,7 @@ type remote struct {
 	endsAt    time.Time // when received traffic counts as ended, which may be a failure; zero: there is none
 	stamp     int64     // of the newest probe
 	capable   bool      // it has answered a probe, so its version knows them
+	quietAt   time.Time // since when gossip does not reach it; zero: it does
 	toldMTU   int
 
 	alarm       time.Time // since when the path is in doubt; zero: it is not
@@ -55,6 +56,12 @@ type ask struct {
 func (r *remote) configure(now time.Time, c Remote, moved bool, spread time.Duration) {
 	isNew, lost := r.addrs == nil, c.Quiet && !r.Quiet
 	r.Remote = c
+	switch {
+	case !c.Quiet:
+		r.quietAt = time.Time{}
+	case r.quietAt.IsZero():
+		r.quietAt = now
+	}
 	var next []*address
 	for _, to := range c.Addrs[:min(len(c.Addrs), maxAddrs)] {
 		a := r.find(to)
@@ -147,7 +154,7 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		if a := r.find(t.Endpoint); a == nil && t.Endpoint.IsValid() {
 			r.learn(now, t.Endpoint) // WireGuard learned it by roaming
 		}
-		if !r.alarm.IsZero() && (!r.needsAnswer || !r.capable) {
+		if !r.alarm.IsZero() && (!r.needsAnswer || !r.capable || r.Quiet) {
 			r.calm(now)
 		}
 	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():

@@ -22,8 +22,9 @@ type world struct {
 	byAddr  map[netip.Addr]*host
 	flights []flight // sorted by time
 	// link says what happens to a packet: whether it arrives, after what delay.
-	link func(from, to netip.Addr, size int) (ok bool, delay time.Duration)
-	sent int // bytes
+	link  func(from, to netip.Addr, size int) (ok bool, delay time.Duration)
+	sent  int  // bytes
+	quiet bool // gossip reaches no host
 	// each is called after each step.
 	each func()
 }
@@ -101,7 +102,7 @@ func (w *world) remotes(h *host) (out []Remote) {
 		if o == h {
 			continue
 		}
-		r := Remote{ID: o.id, MTU: func(netip.Addr) int { return 9000 }}
+		r := Remote{ID: o.id, Quiet: w.quiet, MTU: func(netip.Addr) int { return 9000 }}
 		if old := h.peers[o.id]; old != nil {
 			r.Key = old.Key
 		} else {
