@@ -302,7 +302,7 @@ func (r *remote) choose(now time.Time, a *address) {
 	switch {
 	case cur == nil, cur == a:
 		r.use(now, a)
-	case !r.alarm.IsZero() && cur.answered.Before(r.alarm) && r.rounds >= 2 && !a.answered.Before(r.alarm):
+	case !r.alarm.IsZero() && r.fails(now, cur) && r.rounds >= 2 && !a.answered.Before(r.alarm):
 		r.use(now, a) // the one in use fails
 	case r.first && r.alarm.IsZero() && r.nearer(now, a):
 		r.use(now, a)
@@ -311,6 +311,11 @@ func (r *remote) choose(now time.Time, a *address) {
 		r.path.Endpoint = r.current.to
 		r.prober.version++
 	}
+}
+
+// fails reports whether an address has not answered since the alarm began, or has stopped to answer again.
+func (r *remote) fails(now time.Time, a *address) bool {
+	return a.answered.Before(r.alarm) || now.Sub(a.answered) > r.timeout()+gapMin
 }
 
 // nearer reports whether an address is so much nearer than the one in use that the tunnel should move:
