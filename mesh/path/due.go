@@ -221,7 +221,7 @@ func (r *remote) nextAt() time.Time {
 		if r.asksCalm() {
 			take(r.calmAt)
 		} else {
-			take(latest(r.path.Asked, r.path.Answered).Add(patience + calmStep).Truncate(calmStep))
+			take(onGrid(latest(r.path.Asked, r.path.Answered).Add(patience + calmStep)))
 		}
 		if r.first && len(r.addrs) > 1 {
 			take(r.othersAt)

@@ -35,3 +35,23 @@ func TestOneAnswerDoesNotHoldATunnel(t *testing.T) {
 		}
 	}
 }
+
+// The times of the next questions do not follow the wall clock: an operator may set it back.
+func TestQuestionsDoNotWaitForTheWallClock(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	w.now = time.Now()
+	w.configure(false)
+	for _, h := range w.hosts {
+		for _, r := range h.peers {
+			r.current = r.addrs[0]
+			r.path.Answered = w.now
+			r.calm(w.now)
+			if at := r.nextAt(); at == at.Round(0) {
+				t.Errorf("first %v: the next question is due at %v; want a time with a monotonic reading", r.first, at)
+			}
+			if r.first && r.calmAt == r.calmAt.Round(0) {
+				t.Errorf("calm questions are due at %v; want a time with a monotonic reading", r.calmAt)
+			}
+		}
+	}
+}

@@ -210,8 +210,12 @@ func (r *remote) later(now time.Time) time.Time {
 	if now.Sub(r.busy) < busyEvery {
 		return now.Add(busyEvery)
 	}
-	return now.Add(idleMin + calmStep + r.prober.upTo(idleMax-idleMin-calmStep)).Truncate(calmStep)
+	return onGrid(now.Add(idleMin + calmStep + r.prober.upTo(idleMax-idleMin-calmStep)))
 }
+
+// onGrid returns the last point of the grid before a time. Unlike Truncate it keeps the monotonic reading: a wall
+// clock that is set back must delay no question.
+func onGrid(at time.Time) time.Time { return at.Add(-time.Duration(at.UnixNano() % int64(calmStep))) }
 
 func (r *remote) down() bool { return r.path.State == Deaf || r.path.State == Unheard }
 
