@@ -20,6 +20,8 @@ func (r *remote) gap() time.Duration {
 		return quietGap - r.prober.upTo(quietGap/4)
 	case r.down():
 		return downGap - r.prober.upTo(downGap/4)
+	case !r.capable && r.rounds > restRounds: // its version may know no probes
+		return downGap
 	case r.underLoad && r.current != nil:
 		return min(max(2*r.current.rtt, gapMin), gapMax)
 	case r.current != nil:
@@ -36,6 +38,8 @@ func (r *remote) due(now time.Time, out []Send) []Send {
 		r.raise(now, false, true)
 	case !r.alarm.IsZero():
 	case !r.first && now.Sub(latest(r.path.Asked, r.path.Answered)) > patience:
+		r.raise(now, false, false)
+	case r.current == nil && r.asksCalm() && !now.Before(r.calmAt): // data came, but no address has answered
 		r.raise(now, false, false)
 	}
 	if !r.alarm.IsZero() && !now.Before(r.next) {
@@ -165,7 +169,7 @@ func (r *remote) giveUp(now time.Time) {
 		r.calm(now)
 		return
 	}
-	if !r.capable && !r.underLoad {
+	if !r.capable && r.sentSince.IsZero() { // no data waits for an answer
 		if now.Sub(r.path.Received) < heardFor {
 			r.set(now, Direct)
 			return

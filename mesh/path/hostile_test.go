@@ -6,6 +6,84 @@ import (
 	"time"
 )
 
+// A peer without probes, whose tunnel uses an address that no record names, keeps the agent neither busy nor idle.
+func TestAPeerWithoutProbesAtAnUnknownAddress(t *testing.T) {
+	for i := range 2 { // one of them asks when the tunnel is calm
+		w := newWorld(t, 2, 1)
+		h, o := w.hosts[i], w.hosts[1-i]
+		o.mute = true
+		h.count(o).Endpoint = netip.MustParseAddrPort("192.0.2.1:7000")
+		overdue := 0
+		w.each = func() {
+			if !h.Next(w.now).After(w.now) {
+				overdue++
+			}
+		}
+		w.configure(false)
+		for range 8 {
+			h.count(o).Handshake = w.now
+			w.run(25 * time.Second)
+			h.count(o).Received += 32
+		}
+		sent := w.sent
+		w.run(20 * time.Second)
+		if p := w.path(i, 1-i); p.State != Direct {
+			t.Errorf("the path is %+v; want direct, since data arrives", p)
+		}
+		if overdue > 100 {
+			t.Errorf("after %d steps questions were still due; want that the agent can sleep", overdue)
+		}
+		if w.sent == sent {
+			t.Error("the peer was not asked for 20 s; want that its next version is noticed")
+		}
+	}
+}
+
+// Keepalives of a peer without probes suffice, also after this host's routes have changed.
+func TestKeepalivesOfAPeerWithoutProbesSuffice(t *testing.T) {
+	for i := range 2 {
+		w := newWorld(t, 2, 1)
+		h, o := w.hosts[i], w.hosts[1-i]
+		o.mute = true
+		w.configure(false)
+		h.count(o).Handshake = w.now
+		w.run(20 * time.Second)
+		for range 5 {
+			h.count(o).Received += 32
+			h.count(o).Handshake = w.now
+			w.run(time.Second)
+			h.Configure(w.now, w.remotes(h), true)
+			h.next = w.now
+			w.run(23 * time.Second)
+			if p := w.path(i, 1-i); p.State != Direct {
+				t.Fatalf("24 s after a keepalive the path is %+v; want direct", p)
+			}
+		}
+	}
+}
+
+// Peers without probes, as during an upgrade, are not asked several times a second for ever.
+func TestPeersWithoutProbesAreAskedSeldom(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	h, o := w.hosts[0], w.hosts[1]
+	o.mute = true
+	h.count(o).Handshake = w.now
+	w.configure(false)
+	w.run(30 * time.Second)
+	sent := w.sent
+	for range 12 {
+		h.count(o).Received += 32
+		h.count(o).Handshake = w.now
+		w.run(25 * time.Second)
+		if p := w.path(0, 1); p.State != Direct {
+			t.Fatalf("with a keepalive every 25 s the path is %+v; want direct", p)
+		}
+	}
+	if perSecond := float64(w.sent-sent) / 122 / 300; perSecond > 1.5 {
+		t.Errorf("%.1f questions a second go to a peer that never answers; want at most 1.5", perSecond)
+	}
+}
+
 // If the address in use answers once and then fails again, another one that answers is used.
 func TestOneAnswerDoesNotHoldATunnel(t *testing.T) {
 	w := newWorld(t, 2, 2)

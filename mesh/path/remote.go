@@ -136,8 +136,8 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 	r.traffic = t
 	if r.observed.IsZero() || t.Received < last.Received || t.Sent < last.Sent { // the first time, or a new device
 		r.observed = now
-		if r.current == nil {
-			r.current = r.find(t.Endpoint) // an earlier agent chose it
+		if r.current == nil && t.Endpoint.IsValid() {
+			r.current = r.learn(now, t.Endpoint) // an earlier agent chose it
 		}
 		if t.Received > burst {
 			r.endsAt = now.Add(unansweredAfter)
