@@ -123,8 +123,9 @@ type Mesh struct {
 	asked      uint32      // number of requests that this run has sent
 	pending    map[uint64]chan reply
 	rejections map[string]*Rejection
-	rejected   time.Time  // when a rejection was last logged
-	copied     chan error // receives the error if an older host has our identity
+	rejected   time.Time   // when a rejection was last logged
+	moved      chan string // runs whose packets were lost for a while, see lostPackets
+	copied     chan error  // receives the error if an older host has our identity
 
 	renewal  chan struct{} // wakes renew
 	members  members
@@ -175,6 +176,7 @@ func New(cfg Config) (*Mesh, error) {
 		nonce:      rand.Uint32(),
 		pending:    map[uint64]chan reply{},
 		rejections: map[string]*Rejection{},
+		moved:      make(chan string, 64),
 		copied:     make(chan error, 1),
 		proof:      newProof(),
 		kept:       newRemembered(),

@@ -25,6 +25,7 @@ func (m *Mesh) newTransport(ctx context.Context, conf *memberlist.Config) (*sess
 		Identity: m.cfg.Identity, Run: m.name, Network: network, Refused: m.reject,
 		Best: m.best, Addresses: m.recorded, Inside: m.inside, Knows: m.isPlace,
 		Older: m.tellOlder, OlderThere: m.greetOlder,
+		Moved:   m.lostPackets,
 		Show:    m.show,
 		Welcome: m.welcome,
 		Gossip:  m.judged,

@@ -82,7 +82,8 @@ func (m *Mesh) confirm(now time.Time) {
 }
 
 // exchange sends another peer the states that this peer did not send before it was confirmed. The
-// other peer passes them on.
+// other peer passes them on. Later it exchanges states with peers whose packets were lost for a while, since
+// news is sent only a few times.
 func (m *Mesh) exchange(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -94,7 +95,28 @@ func (m *Mesh) exchange(ctx context.Context) error {
 			break
 		}
 	}
-	return nil
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case run := <-m.moved:
+			for _, n := range m.members.shuffled() {
+				if id, ok := idOfNode(n.Name); ok && n.Name == run {
+					if _, err := m.list.Join([]string{n.Name + "/" + n.Address()}); err != nil {
+						m.cfg.Log.Debug("cannot exchange states with a peer whose packets were lost", "peer", m.Name(id), "err", err)
+					}
+				}
+			}
+		}
+	}
+}
+
+// lostPackets has exchange exchange states with a run. If many runs wait already, the regular exchange does.
+func (m *Mesh) lostPackets(run string) {
+	select {
+	case m.moved <- run:
+	default:
+	}
 }
 
 // Confirmed reports whether it is certain that no other host has this host's identity.

@@ -49,6 +49,8 @@ func (t *Transport) receiveEcho(k *keys, p *memberlist.Packet, content []byte) {
 		}
 		t.ask(k, t.routes.questioned(k.run, from.String(), time.Now()))
 	case answer:
-		t.routes.answered(k.run, addr, time.Now())
+		if t.routes.answered(k.run, addr, time.Now()) {
+			t.cfg.Moved(k.run)
+		}
 	}
 }

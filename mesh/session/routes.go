@@ -214,13 +214,14 @@ func (r *routes) questioned(run, from string, now time.Time) (ask []string) {
 	return list
 }
 
-// answered notes that an echo came back from an address, which a run's peer says it was sent to.
-func (r *routes) answered(run, addr string, now time.Time) {
+// answered notes that an echo came back from an address, which a run's peer says it was sent to. It reports
+// whether packets go there instead of to an address where they were not answered.
+func (r *routes) answered(run, addr string, now time.Time) (moved bool) {
 	r.mu.Lock()
 	w := r.runs[run]
 	if w == nil {
 		r.mu.Unlock()
-		return
+		return false
 	}
 	a := memberlist.Address{Addr: w.advertised, Name: run}
 	r.mu.Unlock()
@@ -230,10 +231,12 @@ func (r *routes) answered(run, addr string, now time.Time) {
 	index := func(addr string) int { return slices.IndexFunc(list, func(p place) bool { return p.addr == addr }) }
 	i, used := index(addr), index(w.packet.addr)
 	if i < 0 || used >= 0 && i > used && w.asks < 2 { // packets still arrive at a better address
-		return
+		return false
 	}
+	moved = w.packet != list[i] && w.asks > 0
 	w.packet = list[i]
 	w.works(now)
+	return moved
 }
 
 // note stores where a stream was opened. Packets go there too, unless they have arrived elsewhere.
