@@ -137,3 +137,65 @@ func TestQuestionsDoNotWaitForTheWallClock(t *testing.T) {
 		}
 	}
 }
+
+// An answer to a padded question says nothing about an address that is used since.
+func TestALateAnswerBelongsToItsAddress(t *testing.T) {
+	w := newWorld(t, 2, 2)
+	w.configure(false)
+	w.run(20 * time.Second)
+	for i, h := range w.hosts {
+		r := h.peers[w.hosts[1-i].id]
+		if !r.first {
+			continue
+		}
+		old := r.current
+		r.sizes(w.now, nil, []int{9000})
+		q := r.asks[len(r.asks)-1]
+		for _, a := range r.addrs {
+			if a != old {
+				r.use(w.now, a)
+			}
+		}
+		r.sizes(w.now, nil, []int{9000})
+		r.answered(w.now, Arrival{From: old.to, Size: 9000}, message{kind: answer, id: q.id})
+		if len(r.mtu.hits) != 0 {
+			t.Errorf("an answer by %v counts for %v; want that it does not", old.to, r.current.to)
+		}
+	}
+}
+
+// An address that was forgotten meanwhile is not used when its answer comes.
+func TestAForgottenAddressIsNotUsed(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	w.configure(false)
+	w.run(20 * time.Second)
+	h := w.hosts[0]
+	r := h.peers[w.hosts[1].id]
+	gone := r.learn(w.now, netip.MustParseAddrPort("192.0.2.9:1"))
+	r.ask(w.now, nil, gone, 0)
+	q := r.asks[len(r.asks)-1]
+	r.wanted = gone
+	for i := range maxLearned {
+		w.now = w.now.Add(time.Millisecond)
+		r.learn(w.now, netip.AddrPortFrom(gone.to.Addr(), uint16(100+i)))
+	}
+	r.answered(w.now, Arrival{From: gone.to, Size: 122}, message{kind: answer, id: q.id})
+	if r.find(r.current.to) != r.current {
+		t.Errorf("the tunnel uses %v; want one of the %d candidates", r.current.to, len(r.addrs))
+	}
+}
+
+// A peer with another key is published at once: what was known belonged to another tunnel.
+func TestAnotherKeyIsAChange(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	w.configure(false)
+	w.run(20 * time.Second)
+	h := w.hosts[0]
+	remotes := w.remotes(h)
+	remotes[0].Key.inMark[0]++
+	version := h.Version()
+	h.Configure(w.now, remotes, false)
+	if h.Version() == version {
+		t.Error("the version is unchanged; want that callers learn of the new path")
+	}
+}

@@ -174,6 +174,7 @@ func (p *Prober) Configure(now time.Time, remotes []Remote, moved bool) {
 		old := p.peers[r.ID]
 		if old == nil || old.Key.inMark != r.Key.inMark {
 			old = &remote{prober: p, first: prober(p.cfg.Self, r.ID)}
+			p.version++
 		}
 		old.configure(now, r, moved, spread)
 		old.wakeAt = old.nextAt()

@@ -272,7 +272,7 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 	a.answered = now
 	a.streak++
 	if q.size != 0 {
-		if arrived.Size >= q.size {
+		if arrived.Size >= q.size && a == r.current {
 			r.mtu.answered(now, q.size)
 		}
 	} else {
@@ -284,10 +284,12 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		}
 		a.samples++
 	}
-	if a == r.wanted {
-		r.use(now, a)
+	if slices.Contains(r.addrs, a) { // otherwise it was forgotten meanwhile
+		if a == r.wanted {
+			r.use(now, a)
+		}
+		r.choose(now, a)
 	}
-	r.choose(now, a)
 	switch {
 	case r.alarm.IsZero():
 		r.set(now, Direct)
