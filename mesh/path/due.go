@@ -102,8 +102,9 @@ func (r *remote) expire(now time.Time) {
 		}
 		return old
 	})
-	r.changes = slices.DeleteFunc(r.changes, func(t time.Time) bool { return now.Sub(t) > flappingSpan })
-	r.path.Changes = len(r.changes)
+	old := func(t time.Time) bool { return now.Sub(t) > flappingSpan }
+	r.changes, r.moves = slices.DeleteFunc(r.changes, old), slices.DeleteFunc(r.moves, old)
+	r.path.Changes, r.path.Moves = len(r.changes), len(r.moves)
 	r.tell()
 }
 

@@ -138,6 +138,56 @@ func TestQuestionsDoNotWaitForTheWallClock(t *testing.T) {
 	}
 }
 
+// liar returns a host that follows the choices of the other one, and a function that sends it a question of that one.
+func liar(t *testing.T) (w *world, victim, other *host, tell func(addr int, m message)) {
+	w = newWorld(t, 2, 2)
+	victim, other = w.hosts[0], w.hosts[1]
+	if victim.prober(other) {
+		victim, other = other, victim
+	}
+	w.configure(false)
+	w.run(20 * time.Second)
+	tell = func(addr int, m message) {
+		m.kind, m.stamp = question, other.stamp(w.now)
+		w.send(other, Send{To: netip.AddrPortFrom(victim.addrs[addr], port), From: other.addrs[addr], Payload: other.seal(other.peers[victim.id], m)})
+	}
+	return w, victim, other, tell
+}
+
+func (h *host) prober(o *host) bool { return prober(h.id, o.id) }
+
+// A member that tells another address or MTU all the time causes few changes on this host.
+func TestALyingPeerCausesFewChanges(t *testing.T) {
+	w, victim, other, tell := liar(t)
+	from, start := victim.Version(), w.now
+	for i := range 60 * 50 {
+		tell(i/25%2, message{flags: flagChosen, mtu: uint16(1000 + i%100)})
+		w.run(20 * time.Millisecond)
+	}
+	if n := victim.Version() - from; n > 30 {
+		t.Errorf("in %v a peer caused %d changes; want at most 30", w.now.Sub(start), n)
+	}
+	w.run(10 * time.Minute)
+	for i := range 2 {
+		if p := w.path(i, 1-i); p.State != Direct || p.MTU < 9000-mtuStep {
+			t.Errorf("10 minutes after the lies host %d has %+v; want direct with an MTU of 9000", i, p)
+		}
+	}
+	_ = other
+}
+
+// What a member tells is used only as far as it makes sense.
+func TestImpossibleClaimsAreIgnored(t *testing.T) {
+	w, victim, other, tell := liar(t)
+	was, _ := victim.Path(other.id)
+	addr := int(netOf(was.Endpoint.Addr()))
+	tell(addr, message{mtu: 1, rtt: time.Millisecond, loss: 65535})
+	w.run(10 * time.Millisecond)
+	if p, _ := victim.Path(other.id); p.MTU != was.MTU || p.Loss > 1 || p.RTT != time.Millisecond {
+		t.Errorf("told an MTU of 1 and a loss of 655 %%, the path is %+v; want an MTU of %d and a loss of at most 1", p, was.MTU)
+	}
+}
+
 // An answer to a padded question says nothing about an address that is used since.
 func TestALateAnswerBelongsToItsAddress(t *testing.T) {
 	w := newWorld(t, 2, 2)

@@ -58,6 +58,8 @@ type Path struct {
 	Refused bool
 	// Changes is how often State changed between Direct and another one within the last ten minutes.
 	Changes int
+	// Moves is how often Endpoint, or the MTU that the peer told, changed within the last ten minutes.
+	Moves int
 }
 
 // Alive reports when a packet last proved that the peer is alive; zero: never.
@@ -129,6 +131,7 @@ const (
 	trafficRounds, restRounds = 5, 10
 	maxLearned                = 4
 	maxAddrs                  = 16
+	maxMoves                  = 20 // within flappingSpan, until the peer's choices are followed seldom
 	lossWindow                = 32
 	// burst is how many bytes at once are data, rather than WireGuard's own handshakes and keepalives.
 	burst = 256

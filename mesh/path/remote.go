@@ -27,7 +27,6 @@ type remote struct {
 	stamp     int64     // of the newest probe
 	capable   bool      // it has answered a probe, so its version knows them
 	quietAt   time.Time // since when gossip does not reach it; zero: it does
-	toldMTU   int
 
 	alarm       time.Time // since when the path is in doubt; zero: it is not
 	needsAnswer bool      // only an answer ends the alarm: received data does not prove that the peer hears this host
@@ -39,6 +38,7 @@ type remote struct {
 	looks       int       // how many quick looks follow that one
 	switched    time.Time
 	changes     []time.Time
+	moves       []time.Time // of the endpoint, and of the MTU that the peer told
 	mtu         search
 }
 
@@ -242,11 +242,11 @@ func (r *remote) use(now time.Time, a *address) {
 	if r.current == a && r.path.Endpoint == a.to {
 		return
 	}
+	if r.path.Endpoint.IsValid() {
+		r.moves = append(r.moves, now)
+	}
 	r.current, r.switched, r.wanted = a, now, nil
 	r.path.Endpoint = a.to
-	if !r.first {
-		r.toldMTU = 0
-	}
 	r.mtu = search{}
 	if r.path.MTU != 0 { // it was another path's
 		r.path.MTU = 0
@@ -369,7 +369,7 @@ func (r *remote) heed(now time.Time, arrived Arrival, m message) {
 		}
 		return
 	}
-	if m.flags&flagChosen != 0 && a != r.current {
+	if m.flags&flagChosen != 0 && a != r.current && r.follows(now) {
 		if r.wanted = a; !a.answered.IsZero() && now.Sub(a.answered) < hold && (r.alarm.IsZero() || !a.answered.Before(r.alarm)) {
 			r.use(now, a)
 		} else {
@@ -377,17 +377,24 @@ func (r *remote) heed(now time.Time, arrived Arrival, m message) {
 		}
 	}
 	if a == r.current && m.flags&flagDeaf == 0 {
-		if m.mtu != 0 && int(m.mtu) != r.path.MTU {
+		if m.mtu >= leastMTU && int(m.mtu) != r.path.MTU && r.follows(now) {
+			r.moves = append(r.moves, now)
 			r.path.MTU = int(m.mtu)
 			r.prober.version++
 		}
 		if m.rtt > 0 {
-			r.path.RTT, r.path.Loss, r.path.Measured = m.rtt, float64(m.loss)/10000, true
+			r.path.RTT, r.path.Loss, r.path.Measured = m.rtt, min(float64(m.loss)/10000, 1), true
 		}
 		if !r.alarm.IsZero() && !r.needsAnswer {
 			r.calm(now)
 		}
 	}
+}
+
+// follows reports whether this host does now what the peer chose or measured. A peer that lies must not change
+// this host's tunnels and routes all the time.
+func (r *remote) follows(now time.Time) bool {
+	return len(r.moves) < maxMoves || now.Sub(r.moves[len(r.moves)-1]) >= hold
 }
 
 // recent reports whether traffic went to or came from the peer within the last seconds.

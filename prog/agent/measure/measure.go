@@ -339,7 +339,7 @@ func (m *Measure) log(id peer.ID, was, is path.Path, now time.Time) {
 	name := m.cfg.View.Get().Name(id)
 	switch {
 	case was.State == is.State:
-		if was.Endpoint.IsValid() && was.Endpoint != is.Endpoint {
+		if was.Endpoint.IsValid() && was.Endpoint != is.Endpoint && is.Moves <= path.Flapping {
 			m.cfg.Log.Info("a tunnel uses another address", "peer", name, "was", was.Endpoint, "addr", is.Endpoint)
 		}
 	case is.State == path.Direct && was.State == path.Unknown:
