@@ -69,6 +69,9 @@ func (r *remote) measure(now time.Time, out []Send) []Send {
 	case now.Before(s.next):
 		return out
 	case s.verifying && slices.Contains(s.hits, r.path.MTU):
+		if r.path.MTU < top && !now.Before(s.growAt) {
+			return r.begin(now, out, search{top: top, low: r.path.MTU})
+		}
 		s.verifying, s.running, s.misses = false, false, 0
 		s.next = now.Add(r.verifyIn(now))
 		return out
@@ -81,8 +84,6 @@ func (r *remote) measure(now time.Time, out []Send) []Send {
 		return r.roundEnded(now, out)
 	case r.path.MTU == 0:
 		return r.begin(now, out, search{top: top})
-	case r.path.MTU < top && !now.Before(s.growAt):
-		return r.begin(now, out, search{top: top, low: r.path.MTU})
 	}
 	s.verifying = true
 	return r.sizes(now, out, []int{r.path.MTU})

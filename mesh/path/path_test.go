@@ -323,6 +323,22 @@ func TestLossShowsUnderTraffic(t *testing.T) {
 	}
 }
 
+// A smaller MTU is noticed at rest, too, also if a larger one is due to be tried.
+func TestASmallerMTUIsNoticedAtRest(t *testing.T) {
+	w := newWorld(t, 2, 1)
+	mtu := 1290
+	w.link = func(_, _ netip.Addr, size int) (bool, time.Duration) { return size <= mtu, time.Millisecond }
+	w.configure(false)
+	w.run(10 * time.Second)
+	mtu = 600
+	w.run(verifyRest + 30*time.Second)
+	for i := range 2 {
+		if p := w.path(i, 1-i); p.MTU > mtu || p.MTU < mtu-mtuStep {
+			t.Errorf("host %d measured an MTU of %d; want %d", i, p.MTU, mtu)
+		}
+	}
+}
+
 // A peer of a version that answers no probes is judged by what WireGuard receives.
 func TestAPeerWithoutProbesIsJudgedByItsData(t *testing.T) {
 	w := newWorld(t, 2, 1)
