@@ -181,10 +181,21 @@ func TestImpossibleClaimsAreIgnored(t *testing.T) {
 	w, victim, other, tell := liar(t)
 	was, _ := victim.Path(other.id)
 	addr := int(netOf(was.Endpoint.Addr()))
-	tell(addr, message{mtu: 1, rtt: time.Millisecond, loss: 65535})
+	tell(addr, message{flags: flagChosen, mtu: 1, rtt: time.Millisecond, loss: 65535})
 	w.run(10 * time.Millisecond)
 	if p, _ := victim.Path(other.id); p.MTU != was.MTU || p.Loss > 1 || p.RTT != time.Millisecond {
 		t.Errorf("told an MTU of 1 and a loss of 655 %%, the path is %+v; want an MTU of %d and a loss of at most 1", p, was.MTU)
+	}
+}
+
+// The MTU of one path says nothing about another one between the same hosts.
+func TestTheMTUOfAnotherPathIsIgnored(t *testing.T) {
+	w, victim, other, tell := liar(t)
+	was, _ := victim.Path(other.id)
+	tell(int(netOf(was.Endpoint.Addr())), message{mtu: 1400})
+	w.run(10 * time.Millisecond)
+	if p, _ := victim.Path(other.id); p.MTU != was.MTU {
+		t.Errorf("told the MTU of a path that is not this one, the path is %+v; want an MTU of %d", p, was.MTU)
 	}
 }
 

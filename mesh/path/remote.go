@@ -376,7 +376,10 @@ func (r *remote) heed(now time.Time, arrived Arrival, m message) {
 			a.check = true
 		}
 	}
-	if a == r.current && m.flags&flagDeaf == 0 {
+	if a != r.current || m.flags&flagDeaf != 0 {
+		return
+	}
+	if m.flags&flagChosen != 0 { // otherwise the peer tells of the path by another address
 		if m.mtu >= leastMTU && int(m.mtu) != r.path.MTU && r.follows(now) {
 			r.moves = append(r.moves, now)
 			r.path.MTU = int(m.mtu)
@@ -385,9 +388,9 @@ func (r *remote) heed(now time.Time, arrived Arrival, m message) {
 		if m.rtt > 0 {
 			r.path.RTT, r.path.Loss, r.path.Measured = m.rtt, min(float64(m.loss)/10000, 1), true
 		}
-		if !r.alarm.IsZero() && !r.needsAnswer {
-			r.calm(now)
-		}
+	}
+	if !r.alarm.IsZero() && !r.needsAnswer {
+		r.calm(now)
 	}
 }
 
