@@ -245,6 +245,13 @@ func (p *Prober) Failed(now time.Time, s Send, firewall bool) {
 	}
 }
 
+// Blind tells that no probe can be sent or received for now: until one is answered again, received data decides.
+func (p *Prober) Blind() {
+	for _, r := range p.peers {
+		r.capable = false
+	}
+}
+
 // Due returns the probes to send now.
 func (p *Prober) Due(now time.Time) (out []Send) {
 	for _, r := range p.peers {

@@ -109,26 +109,28 @@ func New(cfg Config) (*Measure, error) {
 
 // Run measures until ctx ends.
 func (m *Measure) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		err := m.serve(ctx)
+	var said string
+	for {
+		conn, err := m.cfg.Open()
+		if err == nil {
+			m.failed.Set(nil)
+			err = m.serve(ctx, conn)
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
 		m.failed.Set(err)
-		m.cfg.Log.Warn("tunnels are not measured", "err", err)
-		live.Pause(ctx, again)
+		if text := err.Error(); text != said {
+			m.cfg.Log.Warn("tunnels are not measured", "err", err)
+			said = text
+		}
+		m.watch(ctx)
 	}
-	return nil
 }
 
-// serve opens the sockets, and measures until ctx ends or the sockets fail.
-func (m *Measure) serve(ctx context.Context) error {
-	conn, err := m.cfg.Open()
-	if err != nil {
-		return err
-	}
+// serve measures until ctx ends or the sockets fail.
+func (m *Measure) serve(ctx context.Context, conn Conn) error {
 	defer conn.Close()
-	m.failed.Set(nil)
 	ctx, stop := context.WithCancel(ctx)
 	received := make(chan error, 1)
 	go func() { // ends with ctx
@@ -139,6 +141,24 @@ func (m *Measure) serve(ctx context.Context) error {
 	stop()
 	return <-received
 }
+
+// watch reads WireGuard's counters until it is time to open the sockets again: data that arrives still proves
+// that a peer is alive.
+func (m *Measure) watch(ctx context.Context) {
+	ctx, stop := context.WithTimeout(ctx, again)
+	defer stop()
+	m.mu.Lock()
+	m.prober.Blind()
+	m.mu.Unlock()
+	m.loop(ctx, nowhere{})
+}
+
+// nowhere stands for sockets that cannot be opened.
+type nowhere struct{ Conn }
+
+var errNowhere = errors.New("there is no socket for probes")
+
+func (nowhere) Send(netip.AddrPort, netip.Addr, []byte, int) error { return errNowhere }
 
 // loop asks what is due, until ctx ends.
 func (m *Measure) loop(ctx context.Context, conn Conn) {

@@ -38,12 +38,14 @@ type conn struct {
 	net *network
 	own netip.AddrPort
 	in  chan probe.Datagram
+	// broken ends Receive with an error.
+	broken chan struct{}
 }
 
 func (n *network) open(own netip.AddrPort) *conn {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c := &conn{net: n, own: own, in: make(chan probe.Datagram, 64)}
+	c := &conn{net: n, own: own, in: make(chan probe.Datagram, 64), broken: make(chan struct{})}
 	n.conns[own.Addr()] = c
 	return c
 }
@@ -70,6 +72,8 @@ func (c *conn) Receive(ctx context.Context, f func(probe.Datagram)) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-c.broken:
+			return errors.New("the socket failed")
 		case d := <-c.in:
 			f(d)
 		}
@@ -218,6 +222,51 @@ func TestAHostThatCannotProbeSaysSo(t *testing.T) {
 		time.Sleep(again + 5*time.Second)
 		if p := hosts[0].Problems(); len(p) != 0 || hosts[0].Get()[ids[1]].State != path.Direct {
 			t.Errorf("with sockets: problems %v, paths %+v; want a measured path", p, hosts[0].Get())
+		}
+	})
+}
+
+// Data proves that a peer is alive also while the sockets cannot be opened.
+func TestDataCountsWithoutSockets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, before := range []bool{false, true} { // whether probes were exchanged before
+			n := &network{conns: map[netip.Addr]*conn{}}
+			var mu sync.Mutex
+			works := before
+			hosts, ids := pair(t, n, func(int) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if !works {
+					return errors.New("no such log")
+				}
+				return nil
+			})
+			key := hosts[0].cfg.Tunnels()[0].PublicKey
+			start := time.Now()
+			hosts[0].cfg.Observe = func() (wg.Observed, error) {
+				return wg.Observed{Peers: map[[32]byte]wg.Peer{key: {Received: int64(32 * (1 + time.Since(start)/(25*time.Second))), Handshake: start}}}, nil
+			}
+			for _, m := range hosts {
+				agenttest.Run(t, m.Run)
+			}
+			time.Sleep(20 * time.Second)
+			mu.Lock()
+			works = false
+			mu.Unlock()
+			n.mu.Lock()
+			for _, c := range n.conns {
+				close(c.broken)
+			}
+			n.mu.Unlock()
+			for range 10 {
+				time.Sleep(35 * time.Second)
+				if p, _ := hosts[0].Path(ids[1]); p.State != path.Direct || time.Since(p.Alive()) > path.ProofFor {
+					t.Errorf("probes exchanged before: %v; %v after the start the path is %+v; want direct and alive", before, time.Since(start), p)
+				}
+			}
+			if len(hosts[0].Problems()) != 1 {
+				t.Errorf("problems %v; want that tunnels are not measured", hosts[0].Problems())
+			}
 		}
 	})
 }
