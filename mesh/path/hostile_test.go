@@ -63,6 +63,28 @@ func TestKeepalivesOfAPeerWithoutProbesSuffice(t *testing.T) {
 	}
 }
 
+// A peer that went back to a version without probes is judged by its data, once WireGuard has made a handshake.
+func TestAPeerMayGoBackToAVersionWithoutProbes(t *testing.T) {
+	for i := range 2 {
+		w := newWorld(t, 2, 1)
+		h, o := w.hosts[i], w.hosts[1-i]
+		w.configure(false)
+		h.count(o).Handshake = w.now
+		w.run(20 * time.Second)
+		o.mute = true
+		for step := range 16 {
+			h.count(o).Received += 32
+			if step%5 == 0 {
+				h.count(o).Handshake = w.now
+			}
+			w.run(25 * time.Second)
+			if p := w.path(i, 1-i); step > 5 && p.State != Direct {
+				t.Errorf("%d s after its last answer the path is %+v; want direct, since data and handshakes arrive", (step+1)*25, p)
+			}
+		}
+	}
+}
+
 // Peers without probes, as during an upgrade, are not asked several times a second for ever.
 func TestPeersWithoutProbesAreAskedSeldom(t *testing.T) {
 	w := newWorld(t, 2, 1)

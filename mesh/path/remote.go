@@ -154,6 +154,9 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		if a := r.find(t.Endpoint); a == nil && t.Endpoint.IsValid() {
 			r.learn(now, t.Endpoint) // WireGuard learned it by roaming
 		}
+		if r.down() && t.Handshake.After(r.path.Since.Add(downGap)) { // packets travel both ways: its version knows no probes any more
+			r.capable = false
+		}
 		if !r.alarm.IsZero() && (!r.needsAnswer || !r.capable || r.Quiet) {
 			r.calm(now)
 		}
