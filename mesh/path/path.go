@@ -8,7 +8,7 @@
 //	       a new peer, an unanswered probe, traffic without an answer,
 //	       a question of a peer that hears nothing, changed addresses
 //	calm ────────────────────────────────────────────────────────────▶ alarm
-//	 ▲     one prober per pair asks every 13 to 15 s, or 2 s if busy     │  asks all addresses
+//	 ▲     one prober per pair asks every 12 to 14 s, or 2 s if busy     │  asks all addresses
 //	 └───────────────────────────────────────────────────────────────────┤  in quick rounds
 //	            an answer, or received data                              ▼
 //	            (two answers, once it was down)                        down: asks every 3 s
@@ -108,9 +108,9 @@ type Send struct {
 
 // These are the times of the state machine.
 const (
-	idleMin, idleMax = 13 * time.Second, 15 * time.Second // between two probes of a calm tunnel
+	idleMin, idleMax = 12 * time.Second, 14 * time.Second // between two probes of a calm tunnel
 	busyEvery        = 2 * time.Second                    // the same under traffic, to measure its loss
-	patience         = idleMax + 1500*time.Millisecond    // how long the peer that does not probe waits for the other one
+	patience         = idleMax + time.Second              // how long the peer that does not probe waits for the other one
 	unansweredAfter  = 800 * time.Millisecond             // traffic without an answer for so long is an alarm
 	lookEvery        = 500 * time.Millisecond             // how often callers observe WireGuard's counters under traffic
 	gapMin, gapMax   = 200 * time.Millisecond, time.Second

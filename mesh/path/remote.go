@@ -240,27 +240,11 @@ func (r *remote) set(now time.Time, s State) {
 	r.prober.version++
 }
 
-// use makes an address the one that the tunnel uses.
-func (r *remote) use(now time.Time, a *address) {
-	if r.current == a && r.path.Endpoint == a.to {
-		return
-	}
-	if r.path.Endpoint.IsValid() {
-		r.moves = append(r.moves, now)
-	}
-	r.current, r.switched, r.wanted = a, now, nil
-	r.path.Endpoint = a.to
-	r.mtu = search{}
-	if r.path.MTU != 0 { // it was another path's
-		r.path.MTU = 0
-	}
-	r.calmAt = minTime(r.calmAt, now) // the peer learns the choice from the next question
-	r.prober.version++
-}
-
 // answered takes the answer to a question of this host.
 func (r *remote) answered(now time.Time, arrived Arrival, m message) {
-	i := slices.IndexFunc(r.asks, func(q ask) bool { return q.id == m.id })
+	// An answer comes from the address that was asked: a question that somebody diverts to another address of
+	// the peer proves nothing.
+	i := slices.IndexFunc(r.asks, func(q ask) bool { return q.id == m.id && q.addr.to == arrived.From })
 	if i < 0 {
 		return
 	}
@@ -303,44 +287,6 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.calm(now)
 	}
 	r.tell()
-}
-
-// choose decides whether the tunnel moves to an address that has just answered.
-func (r *remote) choose(now time.Time, a *address) {
-	cur := r.current
-	switch {
-	case cur == nil, cur == a:
-		r.use(now, a)
-	case !r.alarm.IsZero() && r.fails(now, cur) && r.rounds >= 2 && !a.answered.Before(r.alarm):
-		r.use(now, a) // the one in use fails
-	case r.first && r.alarm.IsZero() && r.nearer(now, a):
-		r.use(now, a)
-	}
-	if !r.path.Endpoint.IsValid() {
-		r.path.Endpoint = r.current.to
-		r.prober.version++
-	}
-}
-
-// fails reports whether an address has not answered since the alarm began, or has stopped to answer again.
-func (r *remote) fails(now time.Time, a *address) bool {
-	return a.answered.Before(r.alarm) || now.Sub(a.answered) > r.timeout()+gapMin
-}
-
-// nearer reports whether an address is so much nearer than the one in use that the tunnel should move:
-// by a fifth, and by a millisecond.
-func (r *remote) nearer(now time.Time, a *address) bool {
-	cur := r.current
-	if a.samples < 3 || cur.samples < 3 {
-		if a.rtt < cur.rtt && r.looks == 0 {
-			r.looks, r.othersAt = 3, now // look again before anything moves
-		}
-		return false
-	}
-	if !r.switched.IsZero() && now.Sub(r.switched) < hold*time.Duration(1+len(r.changes)) {
-		return false
-	}
-	return a.rtt+max(cur.rtt/5, time.Millisecond) < cur.rtt
 }
 
 // asked takes a question of the peer, and returns the answer.
