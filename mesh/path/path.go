@@ -156,7 +156,8 @@ type Prober struct {
 	peers   map[peer.ID]*remote
 	byMark  map[[markSize]byte]*remote
 	version uint64
-	last    int64 // the stamp of the last probe
+	last    int64     // the stamp of the last probe
+	sooner  time.Time // the earliest time that Receive caused something to be due since Next
 }
 
 // New makes a Prober without peers.
@@ -229,7 +230,12 @@ func (p *Prober) Receive(now time.Time, a Arrival) (Send, bool) {
 	if !ok {
 		return Send{}, false
 	}
-	defer func() { r.wakeAt = r.nextAt() }()
+	defer func() {
+		r.wakeAt = r.nextAt()
+		if p.sooner.IsZero() || r.wakeAt.Before(p.sooner) {
+			p.sooner = r.wakeAt
+		}
+	}()
 	if m.kind == answer {
 		r.answered(now, a, m)
 		return Send{}, false
@@ -265,6 +271,7 @@ func (p *Prober) Due(now time.Time) (out []Send) {
 
 // Next returns when Due should be called again.
 func (p *Prober) Next(now time.Time) time.Time {
+	p.sooner = time.Time{}
 	next := now.Add(idleMax)
 	for _, r := range p.peers {
 		if r.wakeAt.Before(next) {
@@ -273,6 +280,9 @@ func (p *Prober) Next(now time.Time) time.Time {
 	}
 	return next
 }
+
+// Sooner reports whether Receive caused something to be due before a time that Next returned.
+func (p *Prober) Sooner(at time.Time) bool { return !p.sooner.IsZero() && p.sooner.Before(at) }
 
 // Path returns what is known about the path to a peer.
 func (p *Prober) Path(id peer.ID) (Path, bool) {

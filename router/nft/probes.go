@@ -33,7 +33,8 @@ const (
 //
 // If the source addresses are so many that the kernel cannot remember another one, the limit per
 // source does not match, and the limits of all peers and of all others remain. So forged addresses
-// cannot silence a known peer.
+// of others cannot silence a known peer. A flood with the peer's own address can make its probes get lost;
+// the tunnel's data still arrives.
 func (g Guard) probes(h hostSets) (p Program) {
 	if g.Port == 0 {
 		return p

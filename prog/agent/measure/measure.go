@@ -298,7 +298,7 @@ func (m *Measure) receive(conn Conn, d probe.Datagram) {
 	m.mu.Lock()
 	now := time.Now()
 	answer, ok := m.prober.Receive(now, path.Arrival{From: d.From, To: d.To, Payload: d.Payload, Size: d.Size})
-	if !m.publish(now) || m.prober.Next(now).Before(m.wakeAt) {
+	if !m.publish(now) || m.prober.Sooner(m.wakeAt) {
 		select {
 		case m.changed <- struct{}{}:
 		default:
