@@ -186,7 +186,11 @@ func (r *remote) giveUp(now time.Time) {
 	heard := func(at time.Time, within time.Duration) bool {
 		return now.Sub(at) < within && at.Sub(r.alarm) > lookEvery+gapMin/2
 	}
-	if s := 3 * time.Second; heard(r.path.Received, s) || heard(r.path.Asked, s+downGap) {
+	every := downGap // between two questions of the peer
+	if r.Quiet {
+		every = quietGap
+	}
+	if s := 3 * time.Second; heard(r.path.Received, s) || heard(r.path.Asked, s+every) {
 		r.set(now, Unheard)
 		return
 	}
