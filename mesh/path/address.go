@@ -37,3 +37,12 @@ func (a *address) loss() (float64, bool) {
 	hits := bits.OnesCount32(a.outcomes & uint32(1<<n-1))
 	return 1 - float64(hits)/float64(n), true
 }
+
+// doubtful returns how many rounds of an alarm must ask the address in use before another one may replace it.
+// Where questions are lost all the time, a few that are lost say little.
+func (a *address) doubtful() int {
+	if loss, ok := a.loss(); ok && a.asked >= lossWindow/4 && loss > 0.1 && loss < 0.9 {
+		return lossyRounds
+	}
+	return 2
+}

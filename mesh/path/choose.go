@@ -26,7 +26,7 @@ func (r *remote) choose(now time.Time, a *address) {
 	switch {
 	case cur == nil, cur == a:
 		r.use(now, a)
-	case !r.alarm.IsZero() && r.fails(now, cur) && r.rounds >= 2 && !a.answered.Before(r.alarm):
+	case !r.alarm.IsZero() && r.fails(now, cur) && r.rounds >= cur.doubtful() && !a.answered.Before(r.alarm):
 		r.use(now, a) // the one in use fails
 	case r.first && r.alarm.IsZero() && r.nearer(now, a):
 		r.use(now, a)

@@ -56,3 +56,53 @@ func TestACutPathHasASteadyState(t *testing.T) {
 		}
 	}
 }
+
+// Loss is no cut: under traffic and at rest the path stays direct and hardly moves to an address that is no
+// better, and the loss is measured. If the address in use fails then, the tunnel still leaves it in time.
+func TestLossMovesNoTunnel(t *testing.T) {
+	for _, busy := range []bool{true, false} {
+		for _, loss := range []float64{0.02, 0.1, 0.3} {
+			w := newWorld(t, 2, 2)
+			var lost float64
+			var dead byte = 99
+			w.link = func(from, _ netip.Addr, _ int) (bool, time.Duration) {
+				return w.random.Float64() >= lost && netOf(from) != dead, 5 * time.Millisecond
+			}
+			w.configure(false)
+			for i, h := range w.hosts {
+				h.busy[w.hosts[1-i].id] = busy
+			}
+			w.run(time.Minute)
+			lost = loss
+			changes := w.states()
+			steady, moves, at := w.each, 0, w.path(0, 1).Endpoint
+			w.each = func() {
+				steady()
+				if p := w.path(0, 1); p.Endpoint != at {
+					at, moves = p.Endpoint, moves+1
+				}
+			}
+			w.run(time.Hour)
+			if *changes != [2]int{} || moves > 5 {
+				t.Errorf("busy %v, loss %v: within an hour the states changed %v times, and the address %d times; want no change of state, and at most 5 of the address", busy, loss, *changes, moves)
+			}
+			both := 1 - (1-loss)*(1-loss) // a question or its answer
+			for i := range 2 {
+				if p := w.path(i, 1-i); loss >= 0.1 && (p.Loss < both/2 || p.Loss > both*2) {
+					t.Errorf("busy %v, loss %v: host %d measured a loss of %v, want about %v", busy, loss, i, p.Loss, both)
+				}
+			}
+			dead, lost = netOf(at.Addr()), 0
+			limit := 20 * time.Second
+			if busy {
+				limit = 3 * time.Second
+			}
+			w.run(limit)
+			for i := range 2 {
+				if p := w.path(i, 1-i); p.State != Direct || netOf(p.Endpoint.Addr()) == dead {
+					t.Errorf("busy %v, loss %v: %v after the network in use failed host %d has %+v; want the other network", busy, loss, limit, i, p)
+				}
+			}
+		}
+	}
+}

@@ -129,10 +129,12 @@ const (
 	// trafficRounds is how many rounds of an alarm without an answer mean that a path is down, if
 	// traffic is going on; restRounds is the same for a tunnel at rest, where more time is left.
 	trafficRounds, restRounds = 5, 10
-	maxLearned                = 4
-	maxAddrs                  = 16
-	maxMoves                  = 20 // within flappingSpan, until the peer's choices are followed seldom
-	lossWindow                = 32
+	// lossyRounds is how many rounds it takes to leave an address that is known to lose packets.
+	lossyRounds = 4
+	maxLearned  = 4
+	maxAddrs    = 16
+	maxMoves    = 20 // within flappingSpan, until the peer's choices are followed seldom
+	lossWindow  = 32
 	// burst is how many bytes at once are data, rather than WireGuard's own handshakes and keepalives.
 	burst = 256
 )
