@@ -1,6 +1,9 @@
 package path
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // use makes an address the one that the tunnel uses.
 func (r *remote) use(now time.Time, a *address) {
@@ -10,7 +13,7 @@ func (r *remote) use(now time.Time, a *address) {
 	if r.path.Endpoint.IsValid() {
 		r.moves = append(r.moves, now)
 	}
-	r.current, r.switched, r.wanted = a, now, nil
+	r.current, r.switched, r.wanted, r.roams = a, now, nil, 0
 	r.path.Endpoint = a.to
 	r.mtu = search{}
 	if r.path.MTU != 0 { // it was another path's
@@ -28,7 +31,10 @@ func (r *remote) choose(now time.Time, a *address) {
 		r.use(now, a)
 	case !r.alarm.IsZero() && r.fails(now, cur) && r.rounds >= cur.doubtful() && !a.answered.Before(r.alarm):
 		r.use(now, a) // the one in use fails
-	case r.first && r.alarm.IsZero() && r.nearer(now, a):
+	case r.roams >= maxRoams && r.alarm.IsZero() && a.to == r.traffic.Endpoint:
+		cur.left = now
+		r.use(now, a)
+	case r.first && r.alarm.IsZero() && now.Sub(a.left) > flappingSpan && r.nearer(now, a):
 		r.use(now, a)
 	}
 	if !r.path.Endpoint.IsValid() {
@@ -56,4 +62,27 @@ func (r *remote) nearer(now time.Time, a *address) bool {
 		return false
 	}
 	return a.rtt+max(cur.rtt/5, time.Millisecond) < cur.rtt
+}
+
+// roamed takes the address from which data came last. If data keeps coming from another address than the one
+// in use, the peer's routes have chosen that one, and WireGuard goes back to it each time. Then the tunnel
+// should use it, if it answers questions. The other host follows the address from which questions come.
+func (r *remote) roamed(now time.Time, from netip.AddrPort) {
+	if !from.IsValid() {
+		return
+	}
+	a := r.find(from)
+	if a == nil {
+		a = r.learn(now, from)
+	}
+	if a == r.current {
+		r.roams = max(0, r.roams-1) // the agent has just written it
+		return
+	}
+	if !r.first || !r.alarm.IsZero() || now.Sub(r.switched) < roamAfter {
+		return
+	}
+	if r.roams++; r.roams >= maxRoams {
+		a.check = true
+	}
 }

@@ -121,6 +121,7 @@ const (
 	hold             = 30 * time.Second // between two changes to a nearer address
 	learnedFor       = 3 * time.Minute
 	flappingSpan     = 10 * time.Minute
+	roamAfter        = 5 * time.Second      // the time for both hosts to follow a change of the address
 	perPeer          = 4 * time.Millisecond // the first questions to many new peers are spread by so much
 	maxSpread        = 4 * time.Second
 )
@@ -132,6 +133,7 @@ const (
 	// lossyRounds is how many rounds it takes to leave an address that is known to lose packets.
 	lossyRounds = 4
 	maxLearned  = 4
+	maxRoams    = 3 // looks at counters of WireGuard, before its choice of an address is taken over
 	maxAddrs    = 16
 	maxMoves    = 20 // within flappingSpan, until the peer's choices are followed seldom
 	lossWindow  = 32

@@ -37,6 +37,7 @@ type remote struct {
 	othersAt    time.Time // the next look at the other addresses
 	looks       int       // how many quick looks follow that one
 	switched    time.Time
+	roams       int // how often data came from another address than the one in use, see roamed
 	changes     []time.Time
 	moves       []time.Time // of the endpoint, and of the MTU that the peer told
 	mtu         search
@@ -151,9 +152,7 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 			r.endsAt = now.Add(unansweredAfter)
 		}
 		r.hear(now)
-		if a := r.find(t.Endpoint); a == nil && t.Endpoint.IsValid() {
-			r.learn(now, t.Endpoint) // WireGuard learned it by roaming
-		}
+		r.roamed(now, t.Endpoint)
 		if r.down() && t.Handshake.After(r.path.Since.Add(downGap)) { // packets travel both ways: its version knows no probes any more
 			r.capable = false
 		}

@@ -40,6 +40,8 @@ type host struct {
 	busy    map[peer.ID]bool // sends data all the time
 	mute    bool             // does not probe at all
 	walled  bool             // its own firewall refuses to send
+	// source returns the address from which the host sends to an address; nil: the one in the same network.
+	source func(netip.Addr) netip.Addr
 }
 
 type flight struct {
@@ -131,6 +133,9 @@ func (w *world) send(h *host, s Send) {
 		return
 	}
 	from := s.From
+	if !from.IsValid() && h.source != nil {
+		from = h.source(s.To.Addr())
+	}
 	if !from.IsValid() { // as routes do: the address in the network of the destination
 		i := int(s.To.Addr().As4()[1])
 		if i >= len(h.addrs) {
