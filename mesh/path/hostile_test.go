@@ -232,14 +232,14 @@ func TestALateAnswerBelongsToItsAddress(t *testing.T) {
 			continue
 		}
 		old := r.current
-		r.sizes(w.now, nil, []int{9000})
+		r.sizes(w.now, nil, []int{9000}, 1)
 		q := r.asks[len(r.asks)-1]
 		for _, a := range r.addrs {
 			if a != old {
 				r.use(w.now, a)
 			}
 		}
-		r.sizes(w.now, nil, []int{9000})
+		r.sizes(w.now, nil, []int{9000}, 1)
 		r.answered(w.now, Arrival{From: old.to, Size: 9000}, message{kind: answer, id: q.id})
 		if len(r.mtu.hits) != 0 {
 			t.Errorf("an answer by %v counts for %v; want that it does not", old.to, r.current.to)

@@ -76,7 +76,7 @@ type Remote struct {
 	Key Key
 	// Addrs are the addresses of its record that this host can send to, the preferred one first.
 	Addrs []netip.AddrPort
-	// MTU returns the MTU of this host's route to an address; 0: unknown.
+	// MTU returns the MTU of this host's route to an address, or a smaller one of the peer's link; 0: unknown.
 	MTU func(netip.Addr) int
 	// Quiet means that gossip does not reach the peer: it is switched off, or only its agent is.
 	Quiet bool
