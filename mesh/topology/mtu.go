@@ -78,6 +78,15 @@ func (t Tunnel) Path() int {
 	return min(t.Route, far)
 }
 
+// Ends returns the MTU of this host's route to the peer, but at most that of the peer's link, which receives
+// nothing larger. 0: unknown.
+func (t Tunnel) Ends() int {
+	if t.Route == 0 || t.Link == 0 {
+		return t.Route
+	}
+	return min(t.Route, t.Link)
+}
+
 // MTUFor returns the largest inner packet of an address family in the tunnel.
 func (t Tunnel) MTUFor(ipv6 bool) int {
 	if ipv6 {

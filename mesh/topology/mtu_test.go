@@ -66,3 +66,12 @@ func TestTunnelPacketsFitPathMTU(t *testing.T) {
 		}
 	})
 }
+
+// Nothing larger is measured than what this host's route and the peer's link carry.
+func TestEndsLimitTheMTU(t *testing.T) {
+	for _, c := range [][3]int{{1500, 9000, 1500}, {9000, 1500, 1500}, {1500, 0, 1500}, {0, 1500, 0}} {
+		if got := (Tunnel{Route: c[0], Link: c[1], Measured: 1280}).Ends(); got != c[2] {
+			t.Errorf("with a route of %d and a link of %d, the ends allow %d, want %d", c[0], c[1], got, c[2])
+		}
+	}
+}

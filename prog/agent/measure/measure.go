@@ -207,7 +207,7 @@ func (m *Measure) configure(now time.Time, moved bool) {
 		keys[t.PublicKey] = key
 		route := func(a netip.Addr) int {
 			if a == t.Endpoint.Addr() {
-				return t.Route
+				return t.Ends()
 			}
 			return 0
 		}
