@@ -111,3 +111,22 @@ func TestLossMovesNoTunnel(t *testing.T) {
 		}
 	}
 }
+
+// At rest a cut shows within 20 s on both hosts, whenever it comes between two questions. Half a second is left for
+// the machine.
+func TestACutAtRestShowsWheneverItComes(t *testing.T) {
+	for after := time.Duration(0); after < 20*time.Second; after += 100 * time.Millisecond {
+		w := newWorld(t, 2, 1)
+		cut := false
+		w.link = func(netip.Addr, netip.Addr, int) (bool, time.Duration) { return !cut, 5 * time.Millisecond }
+		w.configure(false)
+		w.run(time.Minute + after)
+		cut = true
+		w.run(19500 * time.Millisecond)
+		for i := range 2 {
+			if p := w.path(i, 1-i); p.State != Deaf {
+				t.Errorf("19.5 s after a cut, which came %v after the first minute, host %d has %+v; want that it hears nothing", after, i, p)
+			}
+		}
+	}
+}

@@ -129,7 +129,7 @@ const (
 const (
 	// trafficRounds is how many rounds of an alarm without an answer mean that a path is down, if
 	// traffic is going on; restRounds is the same for a tunnel at rest, where more time is left.
-	trafficRounds, restRounds = 5, 10
+	trafficRounds, restRounds = 5, 8
 	// lossyRounds is how many rounds it takes to leave an address that is known to lose packets.
 	lossyRounds = 4
 	maxLearned  = 4
