@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft/mesh/meshtest/eventually"
+	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 	"weft/prog/lab/probe"
@@ -358,6 +360,15 @@ func TestTwentyHostsFormOneRing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	eventually.True(t, 20*time.Second, "h1, h7 and h20 have measured all their tunnels", func() bool {
+		for _, h := range []string{"h1", "h7", "h20"} {
+			all := report(t, l, h).Router.Connections
+			if len(all) != 19 || slices.ContainsFunc(all, func(c api.Connection) bool { return c.State != api.ConnDirect || c.RoundTrip == nil }) {
+				return false
+			}
+		}
+		return true
+	})
 	established(t, l)
 	for _, h := range l.Hosts() { // the ring may still be spreading when the last host is ready
 		args := append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, h+"/c1")...)
