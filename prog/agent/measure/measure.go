@@ -211,7 +211,7 @@ func (m *Measure) configure(now time.Time, moved bool) {
 			}
 			return 0
 		}
-		remotes = append(remotes, path.Remote{ID: t.Peer, Key: key, Addrs: t.Record, MTU: route, Quiet: v != nil && v.Reach[t.Peer] != topology.Reached})
+		remotes = append(remotes, path.Remote{ID: t.Peer, Key: key, Addrs: endpointFirst(t), MTU: route, Quiet: v != nil && v.Reach[t.Peer] != topology.Reached})
 	}
 	m.keys = keys
 	m.prober.Configure(now, remotes, moved)

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
+
+	"weft/mesh/topology"
 )
 
 // watch reads WireGuard's counters until it is time to open the sockets again: data that arrives still proves
@@ -23,3 +26,12 @@ type nowhere struct{ Conn }
 var errNowhere = errors.New("there is no socket for probes")
 
 func (nowhere) Send(netip.AddrPort, netip.Addr, []byte, int) error { return errNowhere }
+
+// endpointFirst returns the addresses of a peer's record, first the one that the tunnel uses.
+func endpointFirst(t topology.Tunnel) []netip.AddrPort {
+	i := slices.Index(t.Record, t.Endpoint)
+	if i <= 0 {
+		return t.Record
+	}
+	return slices.Concat([]netip.AddrPort{t.Endpoint}, t.Record[:i], t.Record[i+1:])
+}
