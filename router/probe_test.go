@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/path"
 	"weft/router/probe"
 )
 
@@ -39,7 +40,7 @@ func TestProbesPassBesideTheTunnel(t *testing.T) {
 	}
 	send := func(c *probe.Conn, to, text string, size int) {
 		t.Helper()
-		if err := c.Send(netip.MustParseAddrPort(to), netip.Addr{}, append(probe.Magic[:], text...), size); err != nil {
+		if err := c.Send(netip.MustParseAddrPort(to), netip.Addr{}, append(path.Magic[:], text...), size); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -47,7 +48,7 @@ func TestProbesPassBesideTheTunnel(t *testing.T) {
 		t.Helper()
 		select {
 		case d := <-arrived:
-			if d.From.String() != from || string(bytes.TrimRight(d.Payload[len(probe.Magic):], "\x00")) != text {
+			if d.From.String() != from || string(bytes.TrimRight(d.Payload[len(path.Magic):], "\x00")) != text {
 				t.Errorf("a probe came from %v with %q, want %s and %q", d.From, d.Payload, from, text)
 			}
 		case <-time.After(patience):

@@ -16,9 +16,7 @@ func (r *remote) use(now time.Time, a *address) {
 	r.current, r.switched, r.wanted, r.roams = a, now, nil, 0
 	r.path.Endpoint = a.to
 	r.mtu = search{}
-	if r.path.MTU != 0 { // it was another path's
-		r.path.MTU = 0
-	}
+	r.path.MTU = 0                    // it was another path's
 	r.calmAt = minTime(r.calmAt, now) // the peer learns the choice from the next question
 	r.prober.version++
 }
@@ -41,10 +39,6 @@ func (r *remote) choose(now time.Time, a *address) {
 		r.use(now, a)
 	case r.first && r.alarm.IsZero() && now.Sub(a.left) > flappingSpan && r.nearer(now, a):
 		r.use(now, a)
-	}
-	if !r.path.Endpoint.IsValid() {
-		r.path.Endpoint = r.current.to
-		r.prober.version++
 	}
 }
 
@@ -76,10 +70,7 @@ func (r *remote) roamed(now time.Time, from netip.AddrPort) {
 	if !from.IsValid() {
 		return
 	}
-	a := r.find(from)
-	if a == nil {
-		a = r.learn(now, from)
-	}
+	a := r.learn(now, from)
 	if a == r.current {
 		r.roams = max(0, r.roams-1) // the agent has just written it
 		return

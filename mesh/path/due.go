@@ -147,12 +147,8 @@ func (r *remote) round(now time.Time, out []Send) []Send {
 	return out
 }
 
-// heardFor is how long received data proves that the tunnel to a peer works whose version does not answer
-// probes: WireGuard sends a keepalive every 25 s.
-const heardFor = 40 * time.Second
-
-// sessionLife is how long WireGuard uses the keys of a handshake (REJECT_AFTER_TIME).
-const sessionLife = 180 * time.Second
+// SessionLife is how long WireGuard uses the keys of a handshake (REJECT_AFTER_TIME).
+const SessionLife = 180 * time.Second
 
 // passiveKeepalive is when WireGuard at the latest answers data with a keepalive (KEEPALIVE_TIMEOUT), and some
 // time for that to be seen.
@@ -161,7 +157,7 @@ const passiveKeepalive = 12 * time.Second
 // withoutAgent reports whether data comes through the tunnel since gossip lost the peer: only its agent is
 // down, which answers no probes. The tunnel works without it.
 func (r *remote) withoutAgent(now time.Time) bool {
-	return r.Quiet && r.path.Received.After(r.quietAt) && now.Sub(r.path.Received) < heardFor && (r.sentSince.IsZero() || !r.underLoad)
+	return r.Quiet && r.path.Received.After(r.quietAt) && now.Sub(r.path.Received) < ProofFor && (r.sentSince.IsZero() || !r.underLoad)
 }
 
 // giveUp decides what it means that nothing has answered.
@@ -171,11 +167,11 @@ func (r *remote) giveUp(now time.Time) {
 		return
 	}
 	if !r.capable && r.sentSince.IsZero() { // no data waits for an answer
-		if now.Sub(r.path.Received) < heardFor {
+		if now.Sub(r.path.Received) < ProofFor {
 			r.set(now, Direct)
 			return
 		}
-		if now.Sub(r.traffic.Handshake) < sessionLife && now.Sub(r.observed) < heardFor {
+		if now.Sub(r.traffic.Handshake) < SessionLife && now.Sub(r.observed) < ProofFor {
 			return // its keepalive may come yet
 		}
 	}

@@ -29,7 +29,7 @@ const presumed = 30 * time.Second
 // Evidence is what is known about a peer.
 type Evidence struct {
 	Gossip  bool      // gossip reaches the peer
-	Lost    time.Time // when gossip lost it; zero: it was never reached, or still is
+	Lost    time.Time // when gossip lost it, if it does not reach it; zero: it never did
 	Started time.Time // the start of this agent
 	Path    Path
 }

@@ -9,7 +9,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"net/netip"
 	"time"
 )
 
@@ -28,9 +27,9 @@ var Magic = [4]byte{'w', 'e', 'f', 't'}
 const (
 	markSize  = 8
 	nonceSize = 12
-	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + reserved + 18
+	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + reserved
 	tagSize   = 16
-	reserved  = 8 // bytes of the body that later versions may use
+	reserved  = 26 // bytes of the body that later versions may use
 
 	// messageSize is the size of a probe without padding.
 	messageSize = len(Magic) + markSize + nonceSize + bodySize + tagSize
@@ -56,11 +55,10 @@ type message struct {
 	flags uint8
 	id    uint64 // of the question; an answer repeats it
 	stamp int64  // the sender's clock in nanoseconds: a replayed probe has an old one
-	size  uint16 // the size of the IP packet of the question; an answer repeats what arrived
+	size  uint16 // of a padded question: the size of its IP packet
 	mtu   uint16 // the path MTU that the sender has measured; 0: none
 	rtt   time.Duration
-	loss  uint16         // parts of 10,000
-	seen  netip.AddrPort // an answer: where the question came from
+	loss  uint16 // parts of 10,000
 }
 
 // Key seals and opens the probes between this host and one peer.
@@ -140,13 +138,7 @@ func (m message) encode() []byte {
 	b = binary.BigEndian.AppendUint16(b, m.mtu)
 	b = binary.BigEndian.AppendUint32(b, uint32(min(m.rtt.Microseconds(), 1<<32-1)))
 	b = binary.BigEndian.AppendUint16(b, m.loss)
-	b = append(b, make([]byte, reserved)...)
-	var addr [16]byte // zero: no address
-	if m.seen.IsValid() {
-		addr = m.seen.Addr().As16()
-	}
-	b = append(b, addr[:]...)
-	return binary.BigEndian.AppendUint16(b, m.seen.Port())
+	return append(b, make([]byte, reserved)...)
 }
 
 // decode reads the body of a probe.
@@ -158,9 +150,5 @@ func decode(b []byte) (m message, ok bool) {
 	m.id, m.stamp = binary.BigEndian.Uint64(b[2:]), int64(binary.BigEndian.Uint64(b[10:]))
 	m.size, m.mtu = binary.BigEndian.Uint16(b[18:]), binary.BigEndian.Uint16(b[20:])
 	m.rtt, m.loss = time.Duration(binary.BigEndian.Uint32(b[22:]))*time.Microsecond, binary.BigEndian.Uint16(b[26:])
-	at := 28 + reserved
-	if addr := netip.AddrFrom16([16]byte(b[at : at+16])).Unmap(); addr != netip.IPv6Unspecified() {
-		m.seen = netip.AddrPortFrom(addr, binary.BigEndian.Uint16(b[at+16:]))
-	}
 	return m, m.kind == question || m.kind == answer
 }

@@ -31,8 +31,7 @@ import (
 // State is what is known about the tunnel to a peer.
 type State uint8
 
-// These are the states. The reason of Blocked or Silent is the caller's to find: both mean that nothing
-// is heard.
+// These are the states. Whether Deaf means a closed port or a host without power, only gossip can tell.
 const (
 	Unknown State = iota // not measured yet
 	Direct               // packets travel both ways

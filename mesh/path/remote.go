@@ -296,7 +296,7 @@ func (r *remote) asked(now time.Time, arrived Arrival, m message) (Send, bool) {
 		r.hear(now)
 		r.heed(now, arrived, m)
 	}
-	out := message{kind: answer, id: m.id, stamp: r.prober.stamp(now), size: uint16(min(arrived.Size, 1<<16-1)), seen: arrived.From}
+	out := message{kind: answer, id: m.id, stamp: r.prober.stamp(now)}
 	s := Send{To: arrived.From, From: arrived.To.Addr(), Payload: r.prober.seal(r, out), peer: r.ID}
 	if m.size != 0 { // a measurement of the MTU: the way back counts as well
 		s.Size = min(int(m.size), arrived.Size)

@@ -175,7 +175,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	})
 	p.measure, err = measure.New(measure.Config{
 		Self: t.Self, PrivateKey: t.Keys.WireGuard, View: seen, Host: &p.underlay.Value, Tunnels: func() []topology.Tunnel { return p.datapath.Tunnels() },
-		Open: func() (measure.Conn, error) { return probe.Open(probe.Config{Port: uint16(o.Port), Log: log}) }, Observe: wg.Observe, Bytes: link.TunnelBytes, Log: log,
+		Open: func() (measure.Conn, error) { return probe.Open(probe.Config{Port: uint16(o.Port)}) }, Observe: wg.Observe, Bytes: link.TunnelBytes, Log: log,
 	})
 	if err != nil {
 		return err

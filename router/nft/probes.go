@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"weft/mesh/path"
 	"weft/router/probe"
 )
 
@@ -59,9 +60,9 @@ func (g Guard) probes(h hostSets) (p Program) {
 
 // magic matches the beginning of the payload of a probe.
 func magic() part {
-	return part{fmt.Sprintf("@th,64,32 %#x", probe.Magic[:]), []expr.Any{
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 8, Len: uint32(len(probe.Magic))},
-		compare(expr.CmpOpEq, probe.Magic[:]),
+	return part{fmt.Sprintf("@th,64,32 %#x", path.Magic[:]), []expr.Any{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 8, Len: uint32(len(path.Magic))},
+		compare(expr.CmpOpEq, path.Magic[:]),
 	}}
 }
 

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"weft/mesh/path"
 	"weft/router/nft"
 	"weft/router/probe"
 )
@@ -83,5 +84,5 @@ func unlimited(b *testing.B, h *host) {
 			type filter hook input priority 200;
 			udp dport %d @th,64,32 %#x iifname != "weft" iifname != "weft-*" goto probe
 		}
-	}`, probe.Group, probe.Snapshot, port, probe.Magic[:]))
+	}`, probe.Group, probe.Snapshot, port, path.Magic[:]))
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/mesh/path"
 )
 
 // packet returns an IP packet with a UDP datagram.
@@ -76,7 +78,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(messages(f, packet(from6, to6, []byte("weftabc"))[:50]))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		parse(b, 6784, func(d Datagram) {
-			if len(d.Payload) < len(Magic) || len(d.Payload) > MaxPayload || [4]byte(d.Payload) != Magic || d.To.Port() != 6784 || !d.From.Addr().IsValid() {
+			if len(d.Payload) < len(path.Magic) || len(d.Payload) > MaxPayload || [4]byte(d.Payload) != path.Magic || d.To.Port() != 6784 || !d.From.Addr().IsValid() {
 				t.Errorf("parse delivered %+v, want a probe to port 6784 with a payload of 4 to 256 bytes", d)
 			}
 		})

@@ -12,16 +12,11 @@ package probe
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"sync"
 
 	"github.com/mdlayher/netlink"
 )
-
-// Magic is how the payload of each probe begins. WireGuard's message types are 1 to 4, and both kinds
-// of WireGuard drop others silently.
-var Magic = [4]byte{'w', 'e', 'f', 't'}
 
 const (
 	// MaxPayload is how many bytes of a received payload are delivered.
@@ -43,20 +38,18 @@ const (
 // Datagram is a received probe.
 type Datagram struct {
 	From, To netip.AddrPort // To is one of this host's addresses
-	Payload  []byte         // at most MaxPayload bytes, from Magic on; valid during the call
+	Payload  []byte         // at most MaxPayload bytes, from path.Magic on; valid during the call
 	Size     int            // the size of the whole IP packet as it arrived, by its header
 }
 
 // Config configures a Conn.
 type Config struct {
 	Port uint16 // WireGuard's port
-	Log  *slog.Logger
 }
 
 // Conn sends and receives probes.
 type Conn struct {
 	port   uint16
-	log    *slog.Logger
 	copies *netlink.Conn // what the rules copied
 
 	mu     sync.Mutex
@@ -69,10 +62,7 @@ type Conn struct {
 // Open opens the sockets. It needs CAP_NET_RAW and CAP_NET_ADMIN in the network namespace. If the
 // kernel lacks one of IPv4 and IPv6, the other works alone.
 func Open(cfg Config) (*Conn, error) {
-	c := &Conn{port: cfg.Port, log: cfg.Log}
-	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
-	}
+	c := &Conn{port: cfg.Port}
 	var err4, err6 error
 	c.v4, err4 = openSender(family4)
 	c.v6, err6 = openSender(family6)

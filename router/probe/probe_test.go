@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
+	"weft/mesh/path"
 	"weft/router/nft"
 	"weft/router/policy"
 	"weft/router/probe"
@@ -50,7 +50,7 @@ func openHost(t testing.TB) *host {
 		if h.holder, err = net.ListenPacket("udp", fmt.Sprintf(":%d", port)); err != nil {
 			t.Fatal(err)
 		}
-		if h.conn, err = probe.Open(probe.Config{Port: port, Log: slog.New(slog.DiscardHandler)}); err != nil {
+		if h.conn, err = probe.Open(probe.Config{Port: port}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -92,7 +92,7 @@ func (h *host) guard(peers nft.Hosts) {
 	})
 }
 
-func payload(s string) []byte { return append(probe.Magic[:], s...) }
+func payload(s string) []byte { return append(path.Magic[:], s...) }
 
 func (h *host) send(to, from string, text string, size int) {
 	h.t.Helper()

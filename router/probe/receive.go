@@ -11,6 +11,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/mesh/path"
 )
 
 // These are the kernel's names for the netlink log (linux/netfilter/nfnetlink_log.h).
@@ -105,8 +107,6 @@ func (c *Conn) Receive(ctx context.Context, f func(Datagram)) error {
 		case err == nil:
 			parse(b[:n], c.port, f)
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.ENOBUFS):
-			c.log.Debug("probes were lost, since too many arrived at once")
 		default:
 			return fmt.Errorf("probe: receiving: %w", err)
 		}
@@ -178,12 +178,12 @@ func parsePacket(b []byte, port uint16) (d Datagram, ok bool) {
 	default:
 		return d, false
 	}
-	if len(b) < udpHeader+len(Magic) || [4]byte(b[udpHeader:]) != Magic || binary.BigEndian.Uint16(b[2:]) != port {
+	if len(b) < udpHeader+len(path.Magic) || [4]byte(b[udpHeader:]) != path.Magic || binary.BigEndian.Uint16(b[2:]) != port {
 		return d, false
 	}
 	d.From = netip.AddrPortFrom(from, binary.BigEndian.Uint16(b))
 	d.To = netip.AddrPortFrom(to, port)
 	length := int(binary.BigEndian.Uint16(b[4:])) // of UDP's header and payload
 	d.Payload = b[udpHeader:min(len(b), max(length, udpHeader), udpHeader+MaxPayload)]
-	return d, len(d.Payload) >= len(Magic)
+	return d, len(d.Payload) >= len(path.Magic)
 }

@@ -179,7 +179,7 @@ func connect(b *testing.B, left, right routertest.Namespace) {
 	}
 	run(right, "ip", "route", "add", "local", "10.201.0.0/16", "dev", "under")
 	run(left, "ip", "route", "add", "10.201.0.0/16", "via", "10.201.0.0", "dev", "under", "onlink")
-	rules := fmt.Sprintf("table inet unlimited { chain probes { type filter hook input priority 200; udp dport 6784 @th,64,32 %#x log group %d snaplen %d; }; }", probe.Magic[:], probe.Group, probe.Snapshot)
+	rules := fmt.Sprintf("table inet unlimited { chain probes { type filter hook input priority 200; udp dport 6784 @th,64,32 %#x log group %d snaplen %d; }; }", path.Magic[:], probe.Group, probe.Snapshot)
 	run(right, "nft", rules)
 }
 

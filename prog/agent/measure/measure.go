@@ -90,9 +90,9 @@ type Measure struct {
 
 // rate is how much data passes a tunnel.
 type rate struct {
-	at             time.Time
-	received, sent int64
-	Received, Sent float64 // bytes per second
+	at                     time.Time
+	received, sent         int64   // bytes at that time
+	receivedRate, sentRate float64 // bytes per second
 }
 
 // New makes a Measure; Run starts it.
@@ -174,15 +174,8 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 			}
 		}
 		next := m.ask(conn, now)
-		timer.Reset(max(time.Until(minTime(next, listed.Add(step))), time.Millisecond))
+		timer.Reset(max(min(time.Until(next), time.Until(listed.Add(step))), time.Millisecond))
 	}
-}
-
-func minTime(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // configure tells the state machine which peers have tunnels.
@@ -259,7 +252,7 @@ func (m *Measure) look(now time.Time) {
 func (r rate) next(now time.Time, p wg.Peer) rate {
 	out := rate{at: now, received: p.Received, sent: p.Sent}
 	if since := now.Sub(r.at).Seconds(); !r.at.IsZero() && since > 0 && p.Received >= r.received && p.Sent >= r.sent {
-		out.Received, out.Sent = float64(p.Received-r.received)/since, float64(p.Sent-r.sent)/since
+		out.receivedRate, out.sentRate = float64(p.Received-r.received)/since, float64(p.Sent-r.sent)/since
 	}
 	return out
 }
@@ -275,8 +268,8 @@ func (m *Measure) ask(conn Conn, now time.Time) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := m.prober.Next(now)
-	if !m.publish(now) {
-		next = minTime(next, m.published.Add(together))
+	if at := m.published.Add(together); !m.publish(now) && at.Before(next) {
+		next = at
 	}
 	m.wakeAt = next
 	return next
@@ -367,7 +360,7 @@ func (m *Measure) Rates(id peer.ID) (received, sent float64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.rates[id]
-	return r.Received, r.Sent
+	return r.receivedRate, r.sentRate
 }
 
 // Best returns the address of a peer whose tunnel works; invalid if none does.

@@ -24,10 +24,9 @@ import (
 )
 
 const (
-	// period is how often blockages are looked for.
-	period = time.Second
-	// staleHandshake is when a tunnel's keys are too old to be used (WireGuard's REJECT_AFTER_TIME).
-	staleHandshake = 180 * time.Second
+	// period is how often blockages are looked for, and readEvery how often WireGuard's handshakes are read for
+	// that: with many peers it takes long.
+	period, readEvery = time.Second, 5 * time.Second
 )
 
 // Config configures Paths.
@@ -64,12 +63,17 @@ func New(cfg Config) *Paths { return &Paths{cfg: cfg} }
 
 // Run looks at the tunnels until ctx ends.
 func (p *Paths) Run(ctx context.Context) error {
+	var seen wg.Observed
+	var read time.Time
 	for ctx.Err() == nil {
-		if seen, err := p.cfg.Observe(); err == nil { // otherwise there are no tunnels yet, which status reports
-			now := time.Now()
-			if v := p.cfg.View.Get(); v != nil {
-				p.look(now, blockages(p.neighbours(v, seen, now), p.cfg.Expected(), p.cfg.Gossip))
+		now := time.Now()
+		if now.Sub(read) >= readEvery {
+			if got, err := p.cfg.Observe(); err == nil { // otherwise there are no tunnels yet, which status reports
+				seen, read = got, now
 			}
+		}
+		if v := p.cfg.View.Get(); v != nil && !read.IsZero() {
+			p.look(now, blockages(p.neighbours(v, seen, now), p.cfg.Expected(), p.cfg.Gossip))
 		}
 		live.Pause(ctx, period)
 	}

@@ -149,7 +149,7 @@ func (p *Paths) neighbours(v *view.View, seen wg.Observed, now time.Time) (out [
 		n := neighbour{name: r.Name(), addrs: r.Underlay, port: r.Port, gossip: r.Gossip, reachable: other.Reachable, mute: other.Mute, tunnel: ok}
 		n.inside = inside{udp: other.UDPInside, tcp: other.TCPInside}
 		n.path, _ = p.cfg.Measured(r.ID())
-		n.fresh = now.Sub(tunnel.Handshake) < staleHandshake
+		n.fresh = now.Sub(tunnel.Handshake) < path.SessionLife
 		if !other.Reachable { // a host that was powered off has keys that look fresh for minutes
 			lost := other.Since
 			if lost.IsZero() {

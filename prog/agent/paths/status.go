@@ -94,7 +94,7 @@ func state(measured path.Path, handshake time.Time, gossip bool, now time.Time) 
 		return api.ConnBlocked
 	case measured.State == path.Deaf:
 		return api.ConnSilent
-	case handshake.IsZero(), measured.State == path.Unknown && now.Sub(handshake) > staleHandshake:
+	case handshake.IsZero(), measured.State == path.Unknown && now.Sub(handshake) > path.SessionLife:
 		return api.ConnPending
 	}
 	return api.ConnDirect

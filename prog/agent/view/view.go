@@ -163,9 +163,6 @@ func take(snap ipam.Snapshot, cfg Config, now time.Time) *View {
 		id := p.Record.ID()
 		v.Records[id] = p.Record
 		e := path.Evidence{Gossip: p.Reachable, Lost: p.Since, Started: cfg.Started}
-		if p.Reachable {
-			e.Lost = time.Time{}
-		}
 		e.Path, _ = cfg.Path(id)
 		v.Evidence[id] = e
 		life := path.Judge(now, e)
