@@ -26,6 +26,9 @@ type Tunnel struct {
 	Record       []netip.AddrPort // the addresses of its signed record
 	AllowedIPs   []netip.Prefix   // the node address and the owned slots in both families; sorted
 	Reach        Reach
+	// Waits means that this host leaves the first handshake to the peer. If both begin one at the same moment,
+	// WireGuard completes none, and tries again after 5 s.
+	Waits bool
 	// Route is the MTU of this host's route to the peer. Link is the MTU of the peer's link with the
 	// Endpoint address, by its record; it counts until Measured, the path MTU, is known. 0: unknown.
 	// SetMTUs computes MTU, the largest packet inside the tunnel.
@@ -90,6 +93,7 @@ func Plan(in Input) []Tunnel {
 			Record:       listens(r),
 			AllowedIPs:   in.allowed(in.Owned[id]),
 			Reach:        in.Reach[id],
+			Waits:        slices.Compare(in.Self[:], id[:]) > 0,
 			Route:        in.Route(endpoint.Addr()),
 			Link:         r.MTU(endpoint.Addr()),
 			Measured:     in.Paths[id].MTU,

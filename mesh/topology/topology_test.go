@@ -91,6 +91,19 @@ func TestPeersOfThisRingGetTunnelsUntilTheyLeave(t *testing.T) {
 	}
 }
 
+func TestOneHostOfEachPairWaitsForTheHandshakeOfTheOther(t *testing.T) {
+	waits := func(self, other byte) bool {
+		in := input(record(other, nil))
+		in.Self = record(self, nil).ID()
+		return Plan(in)[0].Waits
+	}
+	for other := byte(2); other < 9; other++ {
+		if waits(1, other) == waits(other, 1) {
+			t.Errorf("hosts 1 and %d: both wait, or none does; want one", other)
+		}
+	}
+}
+
 func TestTunnelPlanDoesNotDependOnPeerOrder(t *testing.T) {
 	peers := []peer.Record{record(2, nil), record(3, nil), record(4, nil)}
 	want := Plan(input(peers...))

@@ -63,9 +63,10 @@ func (l devicePeer) alive(now time.Time) bool {
 
 // needsHandshake reports whether gossip reaches a peer that has no session, so that a new handshake
 // must be started. Otherwise, after a handshake that was lost or that crossed the peer's handshake,
-// both sides may wait for the next keepalive. WireGuard itself starts at most one handshake in 5 s.
+// both sides may wait for the next keepalive. WireGuard itself starts at most one handshake in 5 s. Only
+// one side does so, or the handshakes would cross again.
 func needsHandshake(t topology.Tunnel, old devicePeer, now time.Time) bool {
-	return t.Reach == topology.Reached && now.Sub(old.handshake) > sessionLife
+	return !t.Waits && t.Reach == topology.Reached && now.Sub(old.handshake) > sessionLife
 }
 
 // diff returns the smallest change from the device's configuration to the plan. It never replaces a
@@ -109,9 +110,11 @@ func diff(have map[wgtypes.Key]devicePeer, want []topology.Tunnel, planned map[w
 			next[key] = plan{last.endpoint, t.Record}
 		}
 		every := interval(t, old, now)
-		if old.keepalive != every {
+		switch {
+		case !exists && t.Waits: // the keepalive, which starts a handshake, comes with the next change
+		case old.keepalive != every:
 			c.PersistentKeepaliveInterval = &every
-		} else if exists && needsHandshake(t, old, now) { // WireGuard sends a keepalive as soon as it is turned on, which starts a handshake
+		case exists && needsHandshake(t, old, now): // WireGuard sends a keepalive as soon as it is turned on, which starts a handshake
 			changes = append(changes, wgtypes.PeerConfig{PublicKey: key, UpdateOnly: true, PersistentKeepaliveInterval: new(time.Duration(0))})
 			c.PersistentKeepaliveInterval = &every
 		}

@@ -354,6 +354,25 @@ func drawPlan(t *rapid.T, label string) []topology.Tunnel {
 	return out
 }
 
+// If both hosts began a handshake at the same moment, WireGuard would complete none.
+func TestOneHostLeavesTheFirstHandshakeToTheOther(t *testing.T) {
+	waits := tunnel(1, "192.0.2.1:6784", "10.32.0.0/16")
+	waits.Waits, waits.Reach = true, topology.Reached
+	added, next := diff(nil, []topology.Tunnel{waits}, nil, now)
+	if len(added) != 1 || added[0].PersistentKeepaliveInterval != nil {
+		t.Errorf("a new peer is added by %v, want no keepalive, which would start a handshake", added)
+	}
+	have := peerOf(1, "192.0.2.1:6784", "10.32.0.0/16", time.Hour)
+	have.keepalive = 0
+	if later, _ := diff(map[wgtypes.Key]devicePeer{key(1): have}, []topology.Tunnel{waits}, next, now); len(later) != 1 || later[0].PersistentKeepaliveInterval == nil || *later[0].PersistentKeepaliveInterval != keepalive {
+		t.Errorf("the next change is %v, want the keepalive", later)
+	}
+	have.keepalive = keepalive
+	if later, _ := diff(map[wgtypes.Key]devicePeer{key(1): have}, []topology.Tunnel{waits}, next, now); len(later) != 0 {
+		t.Errorf("without a session the changes are %v, want none: the other host starts the handshake", later)
+	}
+}
+
 // While the present endpoint of a peer works, a new planned endpoint is not written to the device.
 // It is written when the present endpoint stops working, and not again after the peer has roamed.
 func TestAnotherEndpointIsUsedWhenThePresentOneStopsWorking(t *testing.T) {
