@@ -31,6 +31,7 @@ import (
 // kernel's WireGuard: when the route leads through another link, it no longer uses the old link.
 type bind struct {
 	*conn.StdNetBind
+	ipv6   atomic.Pointer[conn.StdNetBind] // sends IPv6, see twin
 	log    *slog.Logger
 	routes *netlink.Handle
 	watch  *link.Watch
@@ -82,6 +83,15 @@ func (b *bind) release() {
 	b.watch.Close()
 }
 
+// Open opens the sockets.
+func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	receive, actual, err := b.StdNetBind.Open(port)
+	if err == nil {
+		b.ipv6.Store(twin(b.StdNetBind))
+	}
+	return receive, actual, err
+}
+
 // Send sends packets to a peer.
 func (b *bind) Send(packets [][]byte, to conn.Endpoint) error {
 	e, ok := to.(*conn.StdNetEndpoint)
@@ -116,6 +126,9 @@ func (b *bind) sendBy(p path, packets [][]byte, e *conn.StdNetEndpoint) error {
 	}
 	if alone := apart(packets, p.carries); alone != nil {
 		packets = alone
+	}
+	if by := b.ipv6.Load(); by != nil && e.DstIP().Is6() {
+		return by.Send(packets, e)
 	}
 	return b.StdNetBind.Send(packets, e)
 }

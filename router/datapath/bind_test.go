@@ -144,6 +144,30 @@ func send(t *testing.T, b *bind, packets [][]byte, to conn.Endpoint) {
 	}
 }
 
+// Packets to IPv4 and IPv6 addresses in turns all arrive.
+func TestPacketsOfBothFamiliesArrive(t *testing.T) {
+	t.Parallel()
+	a, z := routertest.New(t), routertest.New(t)
+	connect(t, a, z, "under", 2)
+	b := opened(t, a)
+	server, port := listen(t, z)
+	for i := range 100 {
+		for _, to := range []string{"192.0.2.2", "2001:db8:2::2"} {
+			e, err := b.ParseEndpoint(netip.AddrPortFrom(netip.MustParseAddr(to), uint16(port)).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Send(batch(1, 100), e); err != nil {
+				t.Fatalf("packet %d to %s: %v", i, to, err)
+			}
+			_ = server.SetReadDeadline(time.Now().Add(patience))
+			if _, err := server.Read(make([]byte, 200)); err != nil {
+				t.Fatalf("packet %d to %s did not arrive: %v", i, to, err)
+			}
+		}
+	}
+}
+
 // All packets of a batch arrive, although some exceed the MTU of the route, in both families. When
 // the route's MTU is larger again, packets are joined again.
 func TestPacketsAboveTheRouteMTUArrive(t *testing.T) {
