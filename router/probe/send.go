@@ -20,8 +20,8 @@ type family struct {
 	// receives no packet, and still sends from any address.
 	nowhere netip.Addr
 	options []option
-	level   int
-	hops    int // the option of the TTL or hop limit
+	level   int32
+	hops    int32 // the control message of the TTL or hop limit
 }
 
 type option struct{ level, name, value int }
@@ -42,7 +42,7 @@ var (
 			{unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, checksumAt}, // the kernel fills in the checksum
 		},
-		level: unix.IPPROTO_IPV6, hops: unix.IPV6_UNICAST_HOPS,
+		level: unix.IPPROTO_IPV6, hops: unix.IPV6_HOPLIMIT,
 	}
 )
 
@@ -145,18 +145,26 @@ func (c *Conn) send(to netip.AddrPort, from netip.Addr, payload []byte, size int
 	// the rules see them, and the rules see only the first. Datagrams whose TTL differs stay apart.
 	// So probes have a TTL that WireGuard's packets do not have, and each another than the one before.
 	c.sent++
-	if err := unix.SetsockoptInt(s.fd, f.level, f.hops, 255-int(c.sent%16)); err != nil {
-		return err
-	}
-	control, err := s.source(to.Addr(), from, udp, len(payload))
+	source, err := s.source(to.Addr(), from, udp, len(payload))
 	if err != nil {
 		return err
 	}
+	control := append(source, s.hopLimit(255-int32(c.sent%16))...)
 	_, err = unix.SendmsgN(s.fd, udp, control, destination(to.Addr()), unix.MSG_DONTWAIT)
 	if errors.Is(err, unix.EMSGSIZE) {
 		return fmt.Errorf("packet size %d: %w", whole, err)
 	}
 	return err
+}
+
+// hopLimit returns the control message that sets the TTL or hop limit.
+func (s *sender) hopLimit(n int32) []byte {
+	b := make([]byte, unix.CmsgSpace(4))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = s.level, s.hops
+	h.SetLen(unix.CmsgLen(4))
+	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(n))
+	return b
 }
 
 // source returns the control message that sets the source address. For IPv4 it also fills in the
