@@ -226,7 +226,7 @@ func (r *remote) nextAt() time.Time {
 		if r.asksCalm() {
 			take(r.calmAt)
 		} else {
-			take(onGrid(latest(r.path.Asked, r.path.Answered).Add(patience + calmStep)))
+			take(latest(r.path.Asked, r.path.Answered).Add(patience + 1))
 		}
 		if r.first && len(r.addrs) > 1 {
 			take(r.othersAt)

@@ -16,7 +16,7 @@ func TestAPeerWithoutProbesAtAnUnknownAddress(t *testing.T) {
 		h.count(o).Endpoint = netip.MustParseAddrPort("192.0.2.1:7000")
 		overdue := 0
 		w.each = func() {
-			if !h.Next(w.now).After(w.now) {
+			if !h.Next().After(w.now) {
 				overdue++
 			}
 		}

@@ -8,7 +8,7 @@
 //	       a new peer, an unanswered probe, traffic without an answer,
 //	       a question of a peer that hears nothing, changed addresses
 //	calm ────────────────────────────────────────────────────────────▶ alarm
-//	 ▲     one prober per pair asks every 12 to 14 s, or 2 s if busy     │  asks all addresses
+//	 ▲     one prober per pair asks every 15 s, or every 2 s if busy      │  asks all addresses
 //	 └───────────────────────────────────────────────────────────────────┤  in quick rounds
 //	            an answer, or received data                              ▼
 //	            (two answers, once it was down)                        down: asks every 3 s
@@ -107,22 +107,22 @@ type Send struct {
 
 // These are the times of the state machine.
 const (
-	idleMin, idleMax = 12 * time.Second, 14 * time.Second // between two probes of a calm tunnel
-	busyEvery        = 2 * time.Second                    // the same under traffic, to measure its loss
-	patience         = idleMax + time.Second              // how long the peer that does not probe waits for the other one
-	unansweredAfter  = 800 * time.Millisecond             // traffic without an answer for so long is an alarm
-	lookEvery        = 500 * time.Millisecond             // how often callers observe WireGuard's counters under traffic
-	gapMin, gapMax   = 200 * time.Millisecond, time.Second
-	downGap          = 3 * time.Second  // between two rounds once a path is down
-	quietGap         = 12 * time.Second // the same for a peer that gossip does not reach either
-	forgetAfter      = 5 * time.Second  // an answer that comes later does not count
-	othersEvery      = 2 * time.Minute  // between two looks at the addresses that are not used
-	hold             = 30 * time.Second // between two changes to a nearer address
-	learnedFor       = 3 * time.Minute
-	flappingSpan     = 10 * time.Minute
-	roamAfter        = 5 * time.Second      // the time for both hosts to follow a change of the address
-	perPeer          = 4 * time.Millisecond // the first questions to many new peers are spread by so much
-	maxSpread        = 4 * time.Second
+	idleEvery       = 15 * time.Second                 // between two probes of a calm tunnel
+	busyEvery       = 2 * time.Second                  // the same under traffic, to measure its loss
+	patience        = idleEvery + 500*time.Millisecond // how long the peer that does not probe waits for the other one
+	unansweredAfter = 800 * time.Millisecond           // traffic without an answer for so long is an alarm
+	lookEvery       = 500 * time.Millisecond           // how often callers observe WireGuard's counters under traffic
+	gapMin, gapMax  = 200 * time.Millisecond, time.Second
+	downGap         = 3 * time.Second  // between two rounds once a path is down
+	quietGap        = 12 * time.Second // the same for a peer that gossip does not reach either
+	forgetAfter     = 5 * time.Second  // an answer that comes later does not count
+	othersEvery     = 2 * time.Minute  // between two looks at the addresses that are not used
+	hold            = 30 * time.Second // between two changes to a nearer address
+	learnedFor      = 3 * time.Minute
+	flappingSpan    = 10 * time.Minute
+	roamAfter       = 5 * time.Second      // the time for both hosts to follow a change of the address
+	perPeer         = 4 * time.Millisecond // the first questions to many new peers are spread by so much
+	maxSpread       = 4 * time.Second
 )
 
 const (
@@ -140,9 +140,9 @@ const (
 	burst = 256
 )
 
-// calmStep is the grid of calm probes: those that are due close together go out together, so that the
-// processor can sleep in between.
-const calmStep = time.Second
+// calmStep is the grid of calm probes. All hosts whose clocks agree ask at the same moment, and their processors
+// can sleep in between.
+const calmStep = 2500 * time.Millisecond
 
 // Flapping is how many Changes are too many: the path is a problem of its own.
 const Flapping = 10
@@ -160,7 +160,7 @@ type Prober struct {
 	byMark  map[[markSize]byte]*remote
 	version uint64
 	last    int64     // the stamp of the last probe
-	sooner  time.Time // the earliest time that Receive caused something to be due since Next
+	next    time.Time // nothing is due before; zero: it is not known
 }
 
 // New makes a Prober without peers.
@@ -180,11 +180,11 @@ func (p *Prober) Configure(now time.Time, remotes []Remote, moved bool) {
 	for _, r := range remotes {
 		old := p.peers[r.ID]
 		if old == nil || old.Key.inMark != r.Key.inMark {
-			old = &remote{prober: p, first: prober(p.cfg.Self, r.ID)}
+			old = &remote{prober: p, first: prober(p.cfg.Self, r.ID), turn: turn(p.cfg.Self, r.ID)}
 			p.version++
 		}
 		old.configure(now, r, moved, spread)
-		old.wakeAt = old.nextAt()
+		p.wake(old)
 		next[r.ID], p.byMark[r.Key.inMark] = old, old
 	}
 	if len(next) != len(p.peers) {
@@ -210,11 +210,17 @@ func prober(self, other peer.ID) bool {
 	return less == (odd&1 == 0)
 }
 
+// turn returns when in each idleEvery this host asks a calm tunnel: the tunnels of a host have different turns.
+func turn(self, other peer.ID) time.Duration {
+	both := binary.BigEndian.Uint64(self[:]) ^ binary.BigEndian.Uint64(other[:])
+	return time.Duration(both%uint64(idleEvery/calmStep)) * calmStep
+}
+
 // Observe takes what WireGuard has counted.
 func (p *Prober) Observe(now time.Time, seen func(peer.ID) (Traffic, bool)) {
 	for id, r := range p.peers {
 		if t, ok := seen(id); ok && r.observe(now, t) {
-			r.wakeAt = r.nextAt()
+			p.wake(r)
 		}
 	}
 }
@@ -233,12 +239,7 @@ func (p *Prober) Receive(now time.Time, a Arrival) (Send, bool) {
 	if !ok {
 		return Send{}, false
 	}
-	defer func() {
-		r.wakeAt = r.nextAt()
-		if p.sooner.IsZero() || r.wakeAt.Before(p.sooner) {
-			p.sooner = r.wakeAt
-		}
-	}()
+	defer p.wake(r)
 	if m.kind == answer {
 		r.answered(now, a, m)
 		return Send{}, false
@@ -250,7 +251,7 @@ func (p *Prober) Receive(now time.Time, a Arrival) (Send, bool) {
 func (p *Prober) Failed(now time.Time, s Send, firewall bool) {
 	if r := p.peers[s.peer]; r != nil {
 		r.failed(now, s, firewall)
-		r.wakeAt = r.nextAt()
+		p.wake(r)
 	}
 }
 
@@ -261,31 +262,33 @@ func (p *Prober) Blind() {
 	}
 }
 
+// wake notes when a peer has something to do next.
+func (p *Prober) wake(r *remote) {
+	r.wakeAt = r.nextAt()
+	if r.wakeAt.Before(p.next) {
+		p.next = r.wakeAt
+	}
+}
+
 // Due returns the probes to send now.
 func (p *Prober) Due(now time.Time) (out []Send) {
+	if now.Before(p.next) {
+		return nil
+	}
+	p.next = now.Add(idleEvery)
 	for _, r := range p.peers {
 		if !now.Before(r.wakeAt) {
 			out = r.due(now, out)
-			r.wakeAt = r.nextAt()
+			p.wake(r)
+		} else if r.wakeAt.Before(p.next) {
+			p.next = r.wakeAt
 		}
 	}
 	return out
 }
 
 // Next returns when Due should be called again.
-func (p *Prober) Next(now time.Time) time.Time {
-	p.sooner = time.Time{}
-	next := now.Add(idleMax)
-	for _, r := range p.peers {
-		if r.wakeAt.Before(next) {
-			next = r.wakeAt
-		}
-	}
-	return next
-}
-
-// Sooner reports whether Receive caused something to be due before a time that Next returned.
-func (p *Prober) Sooner(at time.Time) bool { return !p.sooner.IsZero() && p.sooner.Before(at) }
+func (p *Prober) Next() time.Time { return p.next }
 
 // Path returns what is known about the path to a peer.
 func (p *Prober) Path(id peer.ID) (Path, bool) {

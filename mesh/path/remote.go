@@ -11,6 +11,7 @@ type remote struct {
 	Remote
 	prober *Prober
 	first  bool // this host probes the calm tunnel, and decides which pair of addresses it uses
+	turn   time.Duration
 	path   Path
 	wakeAt time.Time // when due has something to do
 
@@ -207,17 +208,15 @@ func (r *remote) calm(now time.Time) {
 	r.set(now, Direct)
 }
 
-// later returns when a calm tunnel is asked next; at rest, on the grid.
+// later returns when a calm tunnel is asked next; at rest, at its turn in each idleEvery of the wall clock. The result
+// has a monotonic reading: a wall clock that is set back must delay no question.
 func (r *remote) later(now time.Time) time.Time {
 	if now.Sub(r.busy) < busyEvery {
 		return now.Add(busyEvery)
 	}
-	return onGrid(now.Add(idleMin + calmStep + r.prober.upTo(idleMax-idleMin-calmStep)))
+	since := time.Duration((now.UnixNano() - int64(r.turn)) % int64(idleEvery))
+	return now.Add(idleEvery - since)
 }
-
-// onGrid returns the last point of the grid before a time. Unlike Truncate it keeps the monotonic reading: a wall
-// clock that is set back must delay no question.
-func onGrid(at time.Time) time.Time { return at.Add(-time.Duration(at.UnixNano() % int64(calmStep))) }
 
 func (r *remote) down() bool { return r.path.State == Deaf || r.path.State == Unheard }
 

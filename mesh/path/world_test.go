@@ -183,7 +183,7 @@ func (w *world) run(d time.Duration) {
 			if answer, ok := f.to.Receive(w.now, f.Arrival); ok {
 				w.send(f.to, answer)
 			}
-			f.to.next = f.to.Next(w.now)
+			f.to.next = f.to.Next()
 		}
 		if !w.now.Before(observe) {
 			w.traffic()
@@ -198,7 +198,7 @@ func (w *world) run(d time.Duration) {
 					w.send(h, s)
 				}
 			}
-			h.next = latest(h.Next(w.now), w.now.Add(time.Millisecond))
+			h.next = latest(h.Next(), w.now.Add(time.Millisecond))
 		}
 		if w.each != nil {
 			w.each()
@@ -236,7 +236,7 @@ func (w *world) traffic() {
 				}
 				return *t, true
 			})
-			h.next = h.Next(w.now)
+			h.next = h.Next()
 		}
 	}
 }

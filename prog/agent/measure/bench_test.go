@@ -223,7 +223,7 @@ func answerForPeers(namespace string) error {
 				}
 			}
 			mu.Unlock()
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(20 * time.Millisecond)
 		}
 	}()
 	return conn.Receive(context.Background(), func(d probe.Datagram) {

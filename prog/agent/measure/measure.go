@@ -267,7 +267,7 @@ func (m *Measure) ask(conn Conn, now time.Time) time.Time {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	next := m.prober.Next(now)
+	next := m.prober.Next()
 	if at := m.published.Add(together); !m.publish(now) && at.Before(next) {
 		next = at
 	}
@@ -291,7 +291,7 @@ func (m *Measure) receive(conn Conn, d probe.Datagram) {
 	m.mu.Lock()
 	now := time.Now()
 	answer, ok := m.prober.Receive(now, path.Arrival{From: d.From, To: d.To, Payload: d.Payload, Size: d.Size})
-	if !m.publish(now) || m.prober.Sooner(m.wakeAt) {
+	if !m.publish(now) || m.prober.Next().Before(m.wakeAt) {
 		select {
 		case m.changed <- struct{}{}:
 		default:
