@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
@@ -96,11 +97,7 @@ func counts(t *testing.T) (rules, elements int) {
 	}
 	for _, c := range chains {
 		if c.Table.Name == TableName {
-			r, err := conn.GetRules(c.Table, c)
-			if err != nil {
-				t.Fatal(err)
-			}
-			rules += len(r)
+			rules += len(rulesOf(t, c.Name))
 		}
 	}
 	sets, err := conn.GetSets(table)
@@ -115,6 +112,21 @@ func counts(t *testing.T) (rules, elements int) {
 		elements += len(e)
 	}
 	return rules, elements
+}
+
+// rulesOf returns the handles of a chain's rules in the kernel.
+func rulesOf(t *testing.T, chain string) []uint64 {
+	t.Helper()
+	socket, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	out, err := handles(socket, chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 func size(p Program) (n int) {

@@ -125,8 +125,8 @@ func TestKernelEvaluatesLikePolicy(t *testing.T) {
 	})
 }
 
-// handles returns the handles of all rules in the kernel. A rule that is not replaced keeps its handle.
-func handles(t *testing.T) (out []string) {
+// allHandles returns the handles of all rules in the kernel. A rule that is not replaced keeps its handle.
+func allHandles(t *testing.T) (out []string) {
 	t.Helper()
 	conn, err := nftables.New()
 	if err != nil {
@@ -137,12 +137,8 @@ func handles(t *testing.T) (out []string) {
 		t.Fatal(err)
 	}
 	for _, c := range chains {
-		rules, err := conn.GetRules(c.Table, c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range rules {
-			out = append(out, fmt.Sprint(c.Name, r.Handle))
+		for _, handle := range rulesOf(t, c.Name) {
+			out = append(out, fmt.Sprint(c.Name, handle))
 		}
 	}
 	slices.Sort(out)
@@ -177,9 +173,8 @@ func TestChainsAreCompleteBeforeAnythingRefersToThem(t *testing.T) {
 			}
 		}
 		for _, c := range before.Chains {
-			rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
-			if err != nil || len(rules) != len(c.Rules) {
-				t.Errorf("chain %s of the old program has %d rules, want %d: %v", c.Name, len(rules), len(c.Rules), err)
+			if rules := rulesOf(t, c.Name); len(rules) != len(c.Rules) {
+				t.Errorf("chain %s of the old program has %d rules, want %d", c.Name, len(rules), len(c.Rules))
 			}
 		}
 		if prepared < 10 {
@@ -245,7 +240,7 @@ func TestEndpointChangesKeepRules(t *testing.T) {
 				t.Fatalf("applying the policies, %s: %v", what, err)
 			}
 			compareWithNft(t, what, p)
-			return handles(t)
+			return allHandles(t)
 		}
 		put(2, true)
 		before := apply("one")
