@@ -86,10 +86,15 @@ func (b *bind) release() {
 // Open opens the sockets.
 func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	receive, actual, err := b.StdNetBind.Open(port)
-	if err == nil {
-		b.ipv6.Store(twin(b.StdNetBind))
+	if err != nil {
+		return nil, 0, err
 	}
-	return receive, actual, err
+	b.ipv6.Store(twin(b.StdNetBind))
+	if err := letFragment(b.StdNetBind); err != nil {
+		_ = b.Close()
+		return nil, 0, err
+	}
+	return receive, actual, nil
 }
 
 // Send sends packets to a peer.

@@ -21,10 +21,12 @@ func twin(of *conn.StdNetBind) *conn.StdNetBind {
 		if kind == reflect.TypeFor[sync.Pool]() || kind == reflect.TypeFor[sync.Mutex]() {
 			continue
 		}
-		field := func(v reflect.Value) reflect.Value {
-			return reflect.NewAt(kind, v.Field(i).Addr().UnsafePointer()).Elem()
-		}
-		field(to).Set(field(from))
+		unlocked(to.Field(i)).Set(unlocked(from.Field(i)))
 	}
 	return out
+}
+
+// unlocked returns a field without a name outside of its package, so that it can be used.
+func unlocked(field reflect.Value) reflect.Value {
+	return reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Elem()
 }

@@ -114,7 +114,7 @@ func TestTheMTUOfARouterIsFound(t *testing.T) {
 				}) {
 					t.Errorf("%s: h1 warns %q, want a warning that IPv6 needs more: %v", what, report(t, l, "h1").Warnings, !six)
 				}
-				carries(t, l, what, six)
+				carries(t, l, what, six || family == "4") // the router fragments IPv4
 			}
 			step("a router with 1500 bytes", 1500)
 			narrow(t, l, family, 1400)
