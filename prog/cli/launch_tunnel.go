@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,9 +23,8 @@ const (
 	lookAgain = "see `weft status connections --watch`"
 )
 
-// firstTunnel waits until packets travel both ways through a first tunnel, if this host has targets. It
-// fails if gossip reaches another host of the ring and no tunnel works. If gossip reaches none, it prints
-// a note: the others may not run yet.
+// firstTunnel waits until packets travel both ways through a first tunnel, if this host has targets. It fails if
+// none does in time.
 func firstTunnel(ctx context.Context, report func(context.Context) (api.Report, error), out io.Writer) error {
 	start, progress := time.Now(), newProgress(out)
 	tick := time.NewTicker(100 * time.Millisecond)
@@ -40,7 +40,7 @@ func firstTunnel(ctx context.Context, report func(context.Context) (api.Report, 
 			return &api.Error{Code: api.CodeNotReady, Message: "interrupted: the agent is ready and keeps running, but no tunnel works yet: " + lookAgain}
 		case waited >= tunnelWait:
 			progress.done()
-			return gaveUp(r, err, out)
+			return gaveUp(r, err)
 		case err == nil && waited >= quietWait:
 			progress.line("%4.1f s  waiting for a first tunnel: %s", waited.Seconds(), strings.Join(first(waitsFor(r.Router)), "; "))
 		}
@@ -52,16 +52,18 @@ func firstTunnel(ctx context.Context, report func(context.Context) (api.Report, 
 }
 
 // gaveUp ends the wait, and says why no tunnel works.
-func gaveUp(r api.Report, err error, out io.Writer) error {
+func gaveUp(r api.Report, err error) error {
 	if err != nil { // the agent has ended meanwhile
 		return err
 	}
-	if causes := blocked(r); len(causes) > 0 {
-		return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent is ready and keeps running, but no tunnel works after %v (%s):\n  %s",
-			tunnelWait, lookAgain, strings.Join(first(causes), "\n  "))}
+	causes := blocked(r)
+	if len(causes) == 0 {
+		for _, one := range waitsFor(r.Router) {
+			causes = append(causes, one+": launch Weft there, or open TCP and UDP "+strconv.Itoa(r.Router.GossipPort)+" between the two hosts")
+		}
 	}
-	fmt.Fprintf(out, "no tunnel yet: %s. The agent keeps trying: %s\n", strings.Join(first(waitsFor(r.Router)), "; "), lookAgain)
-	return nil
+	return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent is ready and keeps running, but no tunnel works after %v (%s):\n  %s",
+		tunnelWait, lookAgain, strings.Join(first(causes), "\n  "))}
 }
 
 // hasTargets reports whether a host is to join another host than itself.
