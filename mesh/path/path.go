@@ -8,7 +8,7 @@
 //	       a new peer, an unanswered probe, traffic without an answer,
 //	       a question of a peer that hears nothing, changed addresses
 //	calm ────────────────────────────────────────────────────────────▶ alarm
-//	 ▲     one prober per pair asks every 15 s, or every 2 s if busy      │  asks all addresses
+//	 ▲     one prober per pair asks every 15 s, or every 2 s if busy     │  asks all addresses
 //	 └───────────────────────────────────────────────────────────────────┤  in quick rounds
 //	            an answer, or received data                              ▼
 //	            (two answers, once it was down)                        down: asks every 3 s
