@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"io"
@@ -79,7 +80,7 @@ func (s *stream) run(c net.Conn, reliable bool, done <-chan struct{}) {
 	sending.Go(func() {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
-		for message := make([]byte, size); ; {
+		for message := bytes.Repeat([]byte(marker), size)[:size]; ; {
 			select {
 			case <-done:
 				_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))

@@ -43,6 +43,7 @@ func move(t *testing.T, second bool) moving {
 			})
 		}
 	}
+	staysSilent(t, l)
 	listen(t, l, "h2/c1")
 	return moving{l, t, startFlow(t, l, "udp", "h1/c1", "h2/c1"), startFlow(t, l, "tcp", "h1/c1", "h2/c1")}
 }

@@ -31,6 +31,7 @@ func TestAHostWithoutPowerIsSilent(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3})
 	measured(t, l)
+	staysSilent(t, l)
 	between(t, l, `iifname "h3" drop`, `oifname "h3" drop`)
 	begun := time.Now()
 	if out := fails(t, l, "h1", "", "weft", "rmpeer", "--force", "h3"); !strings.Contains(out, "alive") {
@@ -61,6 +62,7 @@ func TestTheTunnelFollowsAHostThatOnlyReceives(t *testing.T) {
 	labtest.Need(t, "ip", "iproute2")
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1, Underlay: "4"})
 	measured(t, l)
+	staysSilent(t, l)
 	load(t, l, "h2/c1", "table inet sink {\nchain in { type filter hook input priority 0; udp dport 7007 counter drop; }\n}\n")
 	flow := startFlow(t, l, "udp", "h1/c1", "h2/c1")
 	arrives := func(more int, within time.Duration, what string) time.Duration {
@@ -159,6 +161,7 @@ func TestTheMTUOfEachLinkIsFound(t *testing.T) {
 			labtest.Need(t, "ip", "iproute2")
 			l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1, Underlay: family})
 			measured(t, l)
+			staysSilent(t, l)
 			for _, c := range []string{"h1/c1", "h2/c1"} {
 				listen(t, l, c)
 			}

@@ -77,6 +77,7 @@ func TestTheMTUOfARouterIsFound(t *testing.T) {
 		t.Run("IPv"+family, func(t *testing.T) {
 			l := routed(t, family)
 			narrow(t, l, family, 1500)
+			staysSilent(t, l)
 			launchFounder(t, l)
 			first, err := l.UnderlayAddr("h1")
 			if err != nil {
@@ -166,6 +167,7 @@ func TestFlappingLinksCalmDown(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 5, Containers: 1})
 	measured(t, l)
+	staysSilent(t, l)
 	pids := agentPIDs(t, l)
 	span := 45 * time.Second
 	if given := os.Getenv(flapFor); given != "" {

@@ -183,6 +183,7 @@ func TestClosedPortsShowUnderTraffic(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	measured(t, l)
+	staysSilent(t, l)
 	listen(t, l, "h2/c1")
 	flow := startFlow(t, l, "udp", "h1/c1", "h2/c1")
 	for _, h := range l.Hosts() {
@@ -207,6 +208,7 @@ func TestClosedPortsShowAtRest(t *testing.T) {
 			labtest.Need(t, "nft", "nftables")
 			l := labtest.New(t, lab.Options{Hosts: 2})
 			measured(t, l)
+			staysSilent(t, l)
 			b.check(t, l, 20*time.Second)
 		})
 	}
@@ -221,6 +223,7 @@ func TestLossIsNoCut(t *testing.T) {
 			labtest.Need(t, "nft", "nftables")
 			l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 			measured(t, l)
+			staysSilent(t, l)
 			listen(t, l, "h2/c1")
 			flow := startFlow(t, l, "udp", "h1/c1", "h2/c1")
 			between(t, l, fmt.Sprintf("udp dport 6784 numgen random mod 100 < %d drop", percent))

@@ -42,8 +42,13 @@ func packet4(body []byte) key {
 		return key{kind: fmt.Sprintf("ipv4 fragment of protocol %d", body[9])}
 	}
 	proto, rest := body[9], body[int(body[0]&0xf)*4:]
-	if proto == unix.IPPROTO_ICMP && len(rest) >= icmpHeader && rest[0] == 3 { // RFC 792
-		return unreachable(packet4(rest[icmpHeader:]))
+	if proto == unix.IPPROTO_ICMP && len(rest) >= icmpHeader {
+		switch rest[0] { // RFC 792
+		case 3:
+			return quoting(UnreachablePrefix, packet4(rest[icmpHeader:]))
+		case 5:
+			return quoting(RedirectPrefix, packet4(rest[icmpHeader:]))
+		}
 	}
 	return transport(proto, rest)
 }
@@ -54,7 +59,7 @@ func packet6(body []byte) key {
 	}
 	next, rest := body[6], body[40:]
 	if next == unix.IPPROTO_ICMPV6 && len(rest) >= icmpHeader && rest[0] == 1 { // RFC 4443
-		return unreachable(packet6(rest[icmpHeader:]))
+		return quoting(UnreachablePrefix, packet6(rest[icmpHeader:]))
 	}
 	return transport6(next, rest)
 }
@@ -62,15 +67,15 @@ func packet6(body []byte) key {
 // icmpHeader is the size of the header before the packet that an ICMP or ICMPv6 error quotes.
 const icmpHeader = 8
 
-// unreachable names an ICMP error by the packet that caused it. A refusal of gossip is normal if the
+// quoting names an ICMP message by the packet that caused it. A refusal of gossip is normal if the
 // agent was killed, but a refusal of a container's traffic is not.
-func unreachable(quoted key) key {
-	return key{UnreachablePrefix + quoted.kind, quoted.port}
-}
+func quoting(prefix string, quoted key) key { return key{prefix + quoted.kind, quoted.port} }
 
-// UnreachablePrefix is the prefix in Row.Kind of the packet kind that caused an ICMP unreachable
-// message.
-const UnreachablePrefix = "unreachable "
+// These are the prefixes, in Row.Kind, of the packet kind that caused an ICMP message.
+const (
+	UnreachablePrefix = "unreachable "
+	RedirectPrefix    = "redirect " // of IPv4; IPv6's are "nd"
+)
 
 // transport6 skips hop-by-hop options, which MLD always has.
 func transport6(next byte, body []byte) key {
