@@ -54,6 +54,9 @@ func CheckSilence(sum probe.CaptureSummary) error {
 			// These are ICMP errors of a host whose agent or datapath is down.
 		case probe.RedirectPrefix + "udp 6783", probe.RedirectPrefix + "udp 6784", probe.RedirectPrefix + "tcp 6783":
 			// A host whose address was replaced gets packets for the old one, and knows the way to it.
+		case "ipv4 fragment of protocol 17", "ipv6 fragment of protocol 17":
+			// These are later fragments of tunnel packets, until a new path MTU is known. The first fragment is
+			// named by its ports, so a datagram of a container cannot hide here.
 		default:
 			return fmt.Errorf("lab: the underlay carried %s of %s: only WireGuard, gossip, ARP, ND and MLD are allowed",
 				words.Count(row.Packets, "packet"), row.Name())

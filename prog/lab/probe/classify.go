@@ -77,8 +77,14 @@ const (
 	RedirectPrefix    = "redirect " // of IPv4; IPv6's are "nd"
 )
 
-// transport6 skips hop-by-hop options, which MLD always has.
+// transport6 skips hop-by-hop options, which MLD always has, and the header of a first fragment.
 func transport6(next byte, body []byte) key {
+	if next == unix.IPPROTO_FRAGMENT && len(body) >= 8 { // RFC 8200
+		if binary.BigEndian.Uint16(body[2:])&^7 != 0 {
+			return key{kind: fmt.Sprintf("ipv6 fragment of protocol %d", body[0])}
+		}
+		return transport(body[0], body[8:])
+	}
 	if next == unix.IPPROTO_HOPOPTS && len(body) >= 8 {
 		if skip := 8 + int(body[1])*8; len(body) >= skip {
 			return transport(body[0], body[skip:])

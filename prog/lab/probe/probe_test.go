@@ -82,6 +82,8 @@ func TestClassifyNamesProtocols(t *testing.T) {
 		"igmp":                         v4("02", ""),
 		"ipv4 fragment of protocol 17": ethernet("0800", "4500 0000 0000 0010 4011 0000 c0000201 c0000202 1a80 1a80"),
 		"unreachable udp 6783":         v4("01", "0303 0000 0000 0000 4500 0000 0000 0000 4011 0000 c0000202 c0000201 c001 1a7f"),
+		"ipv6 fragment of protocol 17": v6("2c", "1100 0008 00000001 1a80 1a80"),
+		"udp 7007":                     v6("2c", "1100 0001 00000001 1b5f c000"),
 		"redirect udp 6784":            v4("01", "0501 0000 c0000201 4500 0000 0000 0000 4011 0000 c0000202 c0000201 c001 1a80"),
 		"unreachable icmpv6":           v6("3a", "0104 0000 0000 0000 60000000 00003a40"+strings.Repeat("00", 32)+"80"),
 		"unreachable short ipv4":       v4("01", "0303 0000 0000 0000"),
