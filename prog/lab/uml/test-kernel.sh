@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs this package's test with the kernel's WireGuard in user-mode Linux, an ordinary process that
-# boots in a second and needs no privileges. It takes half a minute once the guest kernel is built.
+# boots in a second and needs no privileges. It takes seven minutes at most once the guest kernel is built.
 #
 #   UML_LINUX       the guest kernel; default: the kernel that build.sh builds and keeps
-#   UML_TIMEOUT     seconds for the guest, default 300
+#   UML_TIMEOUT     seconds for the guest, default 600
 #   UML_RUN         a -test.run pattern: also run these tests of prog/lab/e2e
 #   UML_VERBOSE     1: show the output of tests that pass
 #   WEFT_SKIP_UML   1: skip the test, with a message and exit code 0

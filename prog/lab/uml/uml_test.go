@@ -181,7 +181,7 @@ func addressFails(t *testing.T, l *lab.Lab) {
 // message.
 func lossless(t *testing.T, l *lab.Lab, protocols []string, step func()) {
 	t.Helper()
-	const interval, most = 10 * time.Millisecond, 2 * time.Minute
+	const interval, most = 10 * time.Millisecond, 4 * time.Minute
 	to := addrs(t, l, "h2/c1")
 	flows := make(chan error, len(protocols))
 	var ends []io.Closer
