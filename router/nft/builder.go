@@ -13,6 +13,7 @@ type Builder struct {
 	of       Config  // the Config of the previous program
 	guard    Program // guard and NAT in the previous program
 	hosts    hostSets
+	relays   Program // the part for relays
 	policies Program // the part for policies, without the sets that policy.Program defines
 	sets     map[*policy.Set][]*Set
 	chains   map[chainKey]lowered // cached chains
@@ -44,10 +45,14 @@ func (b *Builder) Build(c Config) Program {
 		b.guard = c.Guard.build(b.hosts)
 		b.policies = Program{}
 	}
-	p := Program{slices.Concat(b.guard.Sets, b.hosts.list()), slices.Clip(b.guard.Chains)}
+	if c.Guard.Port != b.of.Guard.Port || !c.Relays.equal(b.of.Relays) {
+		c.Relays = c.Relays.clone()
+		b.relays = c.Relays.build(c.Guard.Port)
+	}
+	p := Program{slices.Concat(b.guard.Sets, b.hosts.list(), b.relays.Sets), slices.Concat(b.guard.Chains, b.relays.Chains)}
 	l := &lowering{
 		Config: c, last: b, program: p, index: make(map[string]*Set, len(b.sets)*2),
-		Builder: Builder{of: c, guard: b.guard, hosts: b.hosts, sets: make(map[*policy.Set][]*Set, len(b.sets))},
+		Builder: Builder{of: c, guard: b.guard, hosts: b.hosts, relays: b.relays, sets: make(map[*policy.Set][]*Set, len(b.sets))},
 	}
 	if q := c.Policy.Program; q != nil && len(q.Isolated)+len(q.Tried) > 0 {
 		l.lower()

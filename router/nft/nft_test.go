@@ -50,6 +50,13 @@ var golden = map[string]Config{
 	}),
 	"hosts": config(func(c *Config) { c.Guard.Hosts = hosts }),
 	"ipv4":  config(func(c *Config) { c.Guard.Node6 = netip.Addr{} }),
+	"relay": config(func(c *Config) { c.Relays.Pairs = []Pair{relayed4, relayed6} }),
+	"detours": config(func(c *Config) {
+		c.Relays.Detours = []Detour{
+			{Peer: ending("192.0.2.2:6784"), Relay: ending("192.0.2.3:6784"), Own: ending("192.0.2.1:40001"), Used: true},
+			{Peer: ending("[2001:db8::2]:7001"), Relay: ending("[2001:db8::3]:7002"), Own: ending("[2001:db8::1]:40002")},
+		}
+	}),
 	"policy": config(func(c *Config) {
 		c.Policy.Program, c.Policy.Exempt = shop(false), Exempt{OwnHost: true, ICMPErrors: true}
 	}),
@@ -57,6 +64,12 @@ var golden = map[string]Config{
 		c.Policy.Program, c.Guard.Resolver, c.Policy.Exempt = shop(true), true, Exempt{Resolver: true}
 	}),
 }
+
+var (
+	ending   = netip.MustParseAddrPort
+	relayed4 = Pair{{Host: ending("192.0.2.1:40001"), Own: ending("192.0.2.3:6784")}, {Host: ending("198.51.100.2:40002"), Own: ending("198.51.100.3:6784")}}
+	relayed6 = Pair{{Host: ending("[2001:db8::1]:40001"), Own: ending("[2001:db8::3]:6784")}, {Host: ending("[2001:db8::2]:40002"), Own: ending("[2001:db8::3]:6784")}}
+)
 
 func build(c Config) Program {
 	var b Builder

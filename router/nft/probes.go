@@ -52,17 +52,17 @@ func (g Guard) probes(h hostSets) (p Program) {
 	p.Chains = []*Chain{
 		{Name: "probe", Rules: rules},
 		{"probes", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 200, []Rule{
-			rule(dport.is(unix.IPPROTO_UDP, g.Port), magic(), notIif(tunnel), notIif(endpoints), goTo("probe")),
+			rule(dport.is(unix.IPPROTO_UDP, g.Port), magic(expr.CmpOpEq), notIif(tunnel), notIif(endpoints), goTo("probe")),
 		}},
 	}
 	return p
 }
 
-// magic matches the beginning of the payload of a probe.
-func magic() part {
-	return part{fmt.Sprintf("@th,64,32 %#x", path.Magic[:]), []expr.Any{
+// magic matches the beginning of the payload of a probe, or of anything else.
+func magic(op expr.CmpOp) part {
+	return part{fmt.Sprintf("@th,64,32 %s%#x", sign(op), path.Magic[:]), []expr.Any{
 		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 8, Len: uint32(len(path.Magic))},
-		compare(expr.CmpOpEq, path.Magic[:]),
+		compare(op, path.Magic[:]),
 	}}
 }
 

@@ -75,6 +75,7 @@ func (p Program) String() string {
 type Config struct {
 	Guard  Guard
 	Policy Policy
+	Relays Relays
 }
 
 // Guard configures the section of the data path: the guard's filters and NAT.

@@ -1,0 +1,214 @@
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Relays configures the section that carries WireGuard's packets over relays. The packets stay sealed: the rules
+// replace addresses and ports only. WireGuard keeps its endpoints, so it notices nothing, and packets that are on
+// their way by either path arrive while the path changes.
+//
+//	host A ── A:s → R ──▶ relay R ── R → B:t ──▶ host B
+//
+// The port s stands for B between A and the relay, and t for A between B and the relay. Both hosts send to and
+// receive from the relay's only port, so firewalls and NAT see one flow per pair. On the hosts the rules run outside
+// of conntrack, which sees that flow; on the relay conntrack sees nothing.
+type Relays struct {
+	Detours []Detour
+	Pairs   []Pair
+}
+
+// Detour is a way of this host's tunnel to a peer through a relay.
+type Detour struct {
+	Peer  netip.AddrPort // WireGuard's endpoint for the peer
+	Relay netip.AddrPort // the relay's address and port
+	Own   netip.AddrPort // this host's address towards the relay, and the port that stands for the peer
+	// Used means that packets to the peer take this way. Those that come by it are accepted in any case.
+	Used bool
+}
+
+// Leg is the way between a relay and one of its hosts. The relay knows the host by the source of its packets,
+// which may be that of a NAT.
+type Leg struct{ Host, Own netip.AddrPort }
+
+// Pair is two hosts between which this host is the relay.
+type Pair [2]Leg
+
+// pairRate limits what a relay forwards from one host to another, in MiB per second. The kernel lets the amount of a
+// second and pairBurst, in MiB, pass at once.
+const pairRate, pairBurst = 128, 16
+
+func (r Relays) equal(o Relays) bool {
+	return slices.Equal(r.Detours, o.Detours) && slices.Equal(r.Pairs, o.Pairs)
+}
+
+func (r Relays) clone() Relays { return Relays{slices.Clone(r.Detours), slices.Clone(r.Pairs)} }
+
+// These hooks are outside of conntrack (-200) on a host, and before it on a relay. What comes by a relay is
+// rewritten after the usual firewalls, like probes.
+const (
+	outsideConntrack = -350
+	arrivedByRelay   = 190
+	leavesRelay      = 310
+)
+
+// build returns the rules. port is WireGuard's port of this host.
+func (r Relays) build(port uint16) (p Program) {
+	if len(r.Detours) > 0 {
+		p.append(r.host(port))
+	}
+	if len(r.Pairs) > 0 {
+		p.append(r.relay(port))
+	}
+	return p
+}
+
+func (p *Program) append(o Program) {
+	p.Sets, p.Chains = append(p.Sets, o.Sets...), append(p.Chains, o.Chains...)
+}
+
+// host returns the rules of a host whose tunnels use relays. Probes have magic numbers of their own, and are left
+// alone: they measure the direct path meanwhile.
+func (r Relays) host(port uint16) (p Program) {
+	to, from := newJumps("detours"), newJumps("relayed")
+	for _, d := range r.Detours {
+		if d.Used {
+			p.Chains = append(p.Chains, to.add(d.Peer,
+				rule(sport.set(d.Own.Port()), dport.set(d.Relay.Port()), saddr.set(d.Own.Addr()), daddr.set(d.Relay.Addr()))))
+		}
+		// The relay sends from one port, so its address and this host's port are the key.
+		p.Chains = append(p.Chains, from.add(netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()),
+			rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), sport.set(d.Peer.Port()), dport.set(port), saddr.set(d.Peer.Addr()))))
+	}
+	var out, in []Rule
+	leaving, arriving := to.sets(), from.sets()
+	for i := range leaving {
+		out = append(out, rule(sport.is(unix.IPPROTO_UDP, port), magic(expr.CmpOpNeq), daddr.vmapWith(dport, leaving[i])))
+		in = append(in, rule(implied(l4proto(unix.IPPROTO_UDP)), magic(expr.CmpOpNeq), saddr.vmapWith(dport, arriving[i])))
+	}
+	p.Sets = append(leaving, arriving...)
+	p.Chains = append(p.Chains,
+		&Chain{"detours", nftables.ChainTypeRoute, nftables.ChainHookOutput, "output", outsideConntrack, out},
+		&Chain{"relayed", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in})
+	return p
+}
+
+// relay returns the rules of a relay. Only what comes from a known host, from the port that stands for the other
+// one, is forwarded; all else is this host's own.
+func (r Relays) relay(port uint16) (p Program) {
+	from, to := newJumps("relay"), newJumps("leaving")
+	for _, pair := range r.Pairs {
+		for i, source := range pair {
+			target := pair[1-i]
+			p.Chains = append(p.Chains,
+				from.add(source.Host, rule(above(pairRate, pairBurst), counter(), drop()),
+					rule(counter(), notrack(), dport.set(target.Host.Port()), daddr.set(target.Host.Addr()))),
+				to.add(target.Host, rule(sport.set(target.Own.Port()), saddr.set(target.Own.Addr()))))
+		}
+	}
+	var in, out []Rule
+	arriving, leaving := from.sets(), to.sets()
+	for i := range arriving {
+		in = append(in, rule(dport.is(unix.IPPROTO_UDP, port), saddr.vmapWith(sport, arriving[i])))
+		out = append(out, rule(untracked(), implied(l4proto(unix.IPPROTO_UDP)), daddr.vmapWith(dport, leaving[i])))
+	}
+	p.Sets = append(arriving, leaving...)
+	p.Chains = append(p.Chains,
+		&Chain{"relay", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", outsideConntrack, in},
+		&Chain{"leaving", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", leavesRelay, out})
+	return p
+}
+
+// jumps leads packets to chains by an address and a port.
+type jumps struct {
+	name     string
+	elements [2][]Element
+}
+
+func newJumps(name string) *jumps { return &jumps{name: name} }
+
+// add returns a chain for the packets of an address and port. Its name follows from them, so that a chain stays while
+// others come and go.
+func (j *jumps) add(of netip.AddrPort, rules ...Rule) *Chain {
+	addr := plain(of.Addr())
+	c := &Chain{Name: fmt.Sprintf("%s-%s-%d", j.name, strings.ReplaceAll(addr.String(), ":", "_"), of.Port()), Rules: rules}
+	i := 1
+	if addr.Is4() {
+		i = 0
+	}
+	j.elements[i] = append(j.elements[i], Element{First: addrPort(addr.Is4()).encode(addr.AsSlice(), []byte(bigEndian(of.Port()))), Chain: c.Name})
+	return c
+}
+
+func addrPort(is4 bool) Key { return Key{addrKind(is4), port} }
+
+// sets returns the maps for IPv4 and IPv6.
+func (j *jumps) sets() (out []*Set) {
+	for i, is4 := range []bool{true, false} {
+		out = append(out, &Set{Name: j.name + family(is4), Key: addrPort(is4), Jumps: true, Elements: encoded(j.elements[i])})
+	}
+	return out
+}
+
+// vmapWith jumps to the chain that a map has for an address and a port. An earlier part must match the protocol.
+func (f field) vmapWith(s side, m *Set) part {
+	is4, size := m.Key[0].size == addr4.size, m.Key[0].size
+	return part{
+		fmt.Sprintf("%s %s . udp %s vmap @%s", ip(is4), f.word, s.word, m.Name),
+		append(f.load(is4), s.load(word32(size)), &expr.Lookup{SourceRegister: reg, SetName: m.Name, IsDestRegSet: true}),
+	}
+}
+
+// set replaces an address of a UDP packet. The kernel mends the checksums.
+func (f field) set(to netip.Addr) part {
+	to = plain(to)
+	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg, Base: expr.PayloadBaseNetworkHeader, CsumFlags: unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR}
+	write.Offset, write.Len = f.off6, 16
+	if to.Is4() {
+		const checksumAt = 10 // in IPv4's header
+		write.Offset, write.Len, write.CsumType, write.CsumOffset = f.off4, 4, expr.CsumTypeInet, checksumAt
+	}
+	return part{fmt.Sprintf("%s %s set %v", ip(to.Is4()), f.word, to), append(f.load(to.Is4())[:2], &expr.Immediate{Register: reg, Data: to.AsSlice()}, write)}
+}
+
+// set replaces a port of a UDP packet.
+func (s side) set(port uint16) part {
+	const checksumAt = 6 // in UDP's header
+	return part{fmt.Sprintf("udp %s set %d", s.word, port), append(l4proto(unix.IPPROTO_UDP).exprs,
+		&expr.Immediate{Register: reg, Data: []byte(bigEndian(port))},
+		&expr.Payload{
+			OperationType: expr.PayloadWrite, SourceRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: s.off, Len: 2,
+			CsumType: expr.CsumTypeInet, CsumOffset: checksumAt,
+		})}
+}
+
+// notrack keeps conntrack from a packet.
+func notrack() part { return part{"notrack", []expr.Any{&expr.Notrack{}}} }
+
+// untracked matches packets that notrack has marked.
+func untracked() part {
+	const bit = 1 << 6 // NF_CT_STATE_UNTRACKED_BIT
+	mask := binaryutil.NativeEndian.PutUint32(bit)
+	return part{"ct state untracked", []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: reg},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		compare(expr.CmpOpNeq, make([]byte, 4)),
+	}}
+}
+
+// above matches packets above a rate in MiB per second.
+func above(rate uint64, burst uint32) part {
+	const mib = 1 << 20
+	return part{
+		fmt.Sprintf("limit rate over %d mbytes/second burst %d mbytes", rate, burst),
+		[]expr.Any{&expr.Limit{Type: expr.LimitTypePktBytes, Rate: rate * mib, Unit: expr.LimitTimeSecond, Burst: burst * mib, Over: true}},
+	}
+}

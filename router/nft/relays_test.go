@@ -1,0 +1,209 @@
+package nft
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"weft/router/routertest"
+)
+
+// relayLab is two hosts and a relay between them, in one family:
+//
+//	host a eth0 ── a relay b ── eth0 host b
+//
+// A UDP socket on each stands for WireGuard.
+type relayLab struct {
+	t                *testing.T
+	a, relay, b      routertest.Namespace
+	sockA, sockR     *net.UDPConn
+	sockB            *net.UDPConn
+	addrA, addrB     netip.Addr
+	ownA, ownB       netip.Addr // the relay's addresses
+	kernelA, kernelR *Kernel
+	kernelB          *Kernel
+}
+
+func newRelayLab(t *testing.T, family string) *relayLab {
+	t.Helper()
+	l := &relayLab{t: t, a: routertest.New(t), relay: routertest.New(t), b: routertest.New(t), kernelA: &Kernel{}, kernelR: &Kernel{}, kernelB: &Kernel{}}
+	addr := netip.MustParseAddr
+	l.addrA, l.ownA, l.addrB, l.ownB = addr("192.0.2.1"), addr("192.0.2.3"), addr("198.51.100.2"), addr("198.51.100.3")
+	bits := 24
+	if family == "IPv6" {
+		l.addrA, l.ownA, l.addrB, l.ownB = addr("2001:db8::1"), addr("2001:db8::3"), addr("2001:db8:1::2"), addr("2001:db8:1::3")
+		bits = 64
+	}
+	l.run(l.relay, fmt.Sprintf(`ip link add name a type veth peer name eth0 netns %s
+		ip link add name b type veth peer name eth0 netns %s
+		ip link set dev a up
+		ip link set dev b up
+		ip addr add %v/%d dev a nodad
+		ip addr add %v/%d dev b nodad
+		sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1`, l.a.Path(), l.b.Path(), l.ownA, bits, l.ownB, bits))
+	for ns, way := range map[routertest.Namespace][2]netip.Addr{l.a: {l.addrA, l.ownA}, l.b: {l.addrB, l.ownB}} {
+		l.run(ns, fmt.Sprintf(`ip link set eth0 up
+			ip addr add %v/%d dev eth0 nodad
+			ip route add default via %v`, way[0], bits, way[1]))
+	}
+	for ns, socket := range map[routertest.Namespace]**net.UDPConn{l.a: &l.sockA, l.relay: &l.sockR, l.b: &l.sockB} {
+		ns.Do(func() {
+			c, err := net.ListenUDP("udp", &net.UDPAddr{Port: 6784})
+			if err != nil {
+				t.Fatal(err)
+			}
+			*socket = c
+			t.Cleanup(func() { c.Close() })
+		})
+	}
+	for _, k := range []*Kernel{l.kernelA, l.kernelR, l.kernelB} {
+		t.Cleanup(k.Close)
+	}
+	return l
+}
+
+func (l *relayLab) run(ns routertest.Namespace, commands string) {
+	l.t.Helper()
+	ns.Do(func() {
+		for command := range strings.Lines(commands) {
+			words := strings.Fields(command)
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				l.t.Fatalf("%s: %v: %s", command, err, out)
+			}
+		}
+	})
+}
+
+// load loads the rules of all three.
+func (l *relayLab) load(used bool) {
+	l.t.Helper()
+	from := netip.AddrPortFrom
+	detour := func(own, peer, relay netip.Addr, port uint16) Relays {
+		return Relays{Detours: []Detour{{Peer: from(peer, 6784), Relay: from(relay, 6784), Own: from(own, port), Used: used}}}
+	}
+	for _, host := range []struct {
+		ns     routertest.Namespace
+		kernel *Kernel
+		relays Relays
+	}{
+		{l.a, l.kernelA, detour(l.addrA, l.addrB, l.ownA, 40001)},
+		{l.b, l.kernelB, detour(l.addrB, l.addrA, l.ownB, 40002)},
+		{l.relay, l.kernelR, Relays{Pairs: []Pair{{{from(l.addrA, 40001), from(l.ownA, 6784)}, {from(l.addrB, 40002), from(l.ownB, 6784)}}}}},
+	} {
+		host.ns.Do(func() {
+			if err := host.kernel.Apply(build(Config{Guard: Guard{Universe: universe, Port: 6784}, Relays: host.relays})); err != nil {
+				l.t.Fatal(err)
+			}
+		})
+	}
+}
+
+// expect sends a packet and checks that a socket receives it from an address.
+func (l *relayLab) expect(what string, from *net.UDPConn, to netip.AddrPort, at *net.UDPConn, source netip.AddrPort) {
+	l.t.Helper()
+	if _, err := from.WriteToUDPAddrPort([]byte(what), to); err != nil {
+		l.t.Fatal(err)
+	}
+	b := make([]byte, 2000)
+	_ = at.SetReadDeadline(time.Now().Add(5 * time.Second))
+	n, seen, err := at.ReadFromUDPAddrPort(b)
+	if err != nil || string(b[:n]) != what || netip.AddrPortFrom(seen.Addr().Unmap(), seen.Port()) != source {
+		l.t.Errorf("%s: received %q from %v (%v), want it from %v", what, b[:n], seen, err, source)
+	}
+}
+
+// forwarded returns what the relay has forwarded and dropped of a host's packets.
+func (l *relayLab) forwarded(host netip.Addr, port uint16) (passed, dropped expr.Counter) {
+	l.t.Helper()
+	l.relay.Do(func() {
+		conn, err := nftables.New()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		name := newJumps("relay").add(netip.AddrPortFrom(host, port)).Name
+		rules, err := conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
+		if err != nil || len(rules) != 2 {
+			l.t.Fatalf("the chain %s has the rules %v: %v", name, rules, err)
+		}
+		for i, r := range rules {
+			for _, e := range r.Exprs {
+				if c, ok := e.(*expr.Counter); ok {
+					*[]*expr.Counter{&dropped, &passed}[i] = *c
+				}
+			}
+		}
+	})
+	return passed, dropped
+}
+
+// Both hosts see each other's own address and port, whichever way packets take, also if only one of them uses the
+// relay. The relay's own packets stay its own.
+func TestRelaysReplaceOnlyAddresses(t *testing.T) {
+	for _, family := range []string{"IPv4", "IPv6"} {
+		t.Run(family, func(t *testing.T) {
+			l := newRelayLab(t, family)
+			if _, err := exec.LookPath("ethtool"); err != nil {
+				t.Skip("checksums cannot be checked: install ethtool")
+			}
+			for _, ns := range []routertest.Namespace{l.a, l.b} { // otherwise veth pairs leave checksums out
+				l.run(ns, "ethtool -K eth0 tx off")
+			}
+			a, b := netip.AddrPortFrom(l.addrA, 6784), netip.AddrPortFrom(l.addrB, 6784)
+			for i, used := range []bool{false, true, false, true} {
+				l.load(used)
+				l.expect("from a", l.sockA, b, l.sockB, a)
+				l.expect("from b", l.sockB, a, l.sockA, b)
+				passed, _ := l.forwarded(l.addrA, 40001)
+				back, _ := l.forwarded(l.addrB, 40002)
+				if want := uint64(i+1) / 2; passed.Packets != want || back.Packets != want {
+					t.Errorf("with the relay in use %v: it has forwarded %d and %d packets, want %d each way", used, passed.Packets, back.Packets, want)
+				}
+			}
+			l.expect("to the relay itself", l.sockA, netip.AddrPortFrom(l.ownA, 6784), l.sockR, a)
+		})
+	}
+}
+
+// The relay forwards nothing for others: not for another port of a known host, not for another host, and not to a
+// host of another pair.
+func TestRelaysForwardForNobodyElse(t *testing.T) {
+	l := newRelayLab(t, "IPv4")
+	l.load(true)
+	var stranger *net.UDPConn
+	l.a.Do(func() {
+		var err error
+		if stranger, err = net.ListenUDP("udp", &net.UDPAddr{IP: l.addrA.AsSlice(), Port: 40002}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer stranger.Close()
+	l.expect("from the port that stands for the other host", stranger, netip.AddrPortFrom(l.ownA, 6784), l.sockR, netip.AddrPortFrom(l.addrA, 40002))
+	if passed, _ := l.forwarded(l.addrA, 40001); passed.Packets != 0 {
+		t.Errorf("the relay forwarded %d packets, want none", passed.Packets)
+	}
+}
+
+// A host cannot use more of a relay than the rate for its pair.
+func TestRelaysLimitTheRateOfAPair(t *testing.T) {
+	l := newRelayLab(t, "IPv4")
+	l.load(true)
+	start, sent := time.Now(), 0
+	for b := make([]byte, 60_000); sent < 500<<20; sent += len(b) {
+		if _, err := l.sockA.WriteToUDPAddrPort(b, netip.AddrPortFrom(l.addrB, 6784)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	took := time.Since(start)
+	passed, dropped := l.forwarded(l.addrA, 40001)
+	if most := (pairBurst + pairRate*(1+took.Seconds())) * (1 << 20) * 1.05; float64(passed.Bytes) > most || float64(sent) > most && dropped.Packets == 0 {
+		t.Errorf("of %d bytes in %v the relay forwarded %d, and dropped %d packets; want at most %.0f", sent, took, passed.Bytes, dropped.Packets, most)
+	}
+	t.Logf("of %d MiB in %v the relay forwarded %d", sent>>20, took, passed.Bytes>>20)
+}
