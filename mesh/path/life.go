@@ -19,7 +19,7 @@ const (
 func (l Life) String() string { return [...]string{"unsure", "alive", "silent", "dead"}[l] }
 
 // ProofFor is how long a packet from a tunnel proves that its host is alive. Without traffic there is an
-// answer to a probe every 14 s, or a keepalive every 25 s.
+// answer to a probe every 15 s, or a keepalive every 25 s.
 const ProofFor = 40 * time.Second
 
 // presumed is how long after the start of this agent a peer that was not heard yet may be alive, since

@@ -208,10 +208,11 @@ func (r *remote) calm(now time.Time) {
 	r.set(now, Direct)
 }
 
-// later returns when a calm tunnel is asked next; at rest, at its turn in each idleEvery of the wall clock. The result
-// has a monotonic reading: a wall clock that is set back must delay no question.
+// later returns when a calm tunnel is asked next: soon under traffic, and if data has come before any answer. At rest
+// it is asked at its turn in each idleEvery of the wall clock. The result has a monotonic reading: a wall clock that
+// is set back must delay no question.
 func (r *remote) later(now time.Time) time.Time {
-	if now.Sub(r.busy) < busyEvery {
+	if now.Sub(r.busy) < busyEvery || r.current == nil && now.Sub(r.path.Since) < idleEvery {
 		return now.Add(busyEvery)
 	}
 	since := time.Duration((now.UnixNano() - int64(r.turn)) % int64(idleEvery))

@@ -337,6 +337,8 @@ func (m *Measure) log(id peer.ID, was, is path.Path, now time.Time) {
 		if was.Endpoint.IsValid() && was.Endpoint != is.Endpoint && is.Moves <= path.Flapping {
 			m.cfg.Log.Info("a tunnel uses another address", "peer", name, "was", was.Endpoint, "addr", is.Endpoint)
 		}
+	case is.State == path.Direct && was.State == path.Unknown && !is.Endpoint.IsValid():
+		m.cfg.Log.Info("a tunnel works: data comes from the peer", "peer", name)
 	case is.State == path.Direct && was.State == path.Unknown:
 		m.cfg.Log.Info("a tunnel works", "peer", name, "addr", is.Endpoint, "rtt", is.RTT)
 	case is.State == path.Direct:

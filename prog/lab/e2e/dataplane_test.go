@@ -182,6 +182,7 @@ func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error
 // An endpoint cannot use the source address of another endpoint, on the same host or on another. Hosts
 // on the underlay that do not run Weft cannot use addresses of the overlay.
 func TestSourcesCannotBeSpoofed(t *testing.T) {
+	labtest.Waits(t)
 	l := twoAndAPlainOne(t)
 	if err := errors.Join(l.AddContainer(t.Context(), "h1/c2"), l.AddContainer(t.Context(), "h2/c2")); err != nil {
 		t.Fatal(err)
@@ -286,6 +287,7 @@ func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 // Machines on the underlay only reach endpoints while weft expose is in effect on the host that they
 // use as gateway. Containers reach the outside with the host's address.
 func TestTheUnderlayReachesEndpointsOnlyOfExposedHosts(t *testing.T) {
+	labtest.Waits(t)
 	l := twoAndAPlainOne(t)
 	listen(t, l, "h3")
 	listen(t, l, "h1/c1")

@@ -327,6 +327,7 @@ func TestStopKeepsTunnelsAndResetLeavesNothing(t *testing.T) {
 // Targets, the hosts that an agent contacts to join, can be changed at run time and persist. A
 // partition heals by itself.
 func TestTargetsPersistAndPartitionsHeal(t *testing.T) {
+	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
 	run(t, l, "h3", "weft", "connect", "--replace", "192.0.2.2")

@@ -10,6 +10,7 @@ import (
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 	"weft/prog/lab/probe"
 )
 
@@ -133,6 +134,7 @@ func TestABanUnderTraffic(t *testing.T) {
 // A host that a token with --admits admitted can admit and ban, but neither give that right nor ban a
 // host that holds the secret.
 func TestAHostThatAdmits(t *testing.T) {
+	labtest.Waits(t)
 	l := bare(t, 3)
 	launchFounder(t, l)
 	joinBy(t, l, "h2", newToken(t, l, "h1", "--admits", "--name", "deputy"), "192.0.2.1")

@@ -18,6 +18,7 @@ import (
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 	"weft/prog/lab/probe"
 	"weft/router/link"
 )
@@ -179,6 +180,7 @@ func tokensOf(t *testing.T, l *lab.Lab, host string) (list []api.Token) {
 // Hosts join by tokens, without the secret. A token counts only at hosts that may admit, only in its
 // network, and until it is used up, revoked or expired.
 func TestHostsJoinByTokens(t *testing.T) {
+	labtest.Waits(t)
 	l := bare(t, 4)
 	launchFounder(t, l)
 	one, rack := newToken(t, l, "h1"), newToken(t, l, "h1", "--uses", "2", "--name", "rack")

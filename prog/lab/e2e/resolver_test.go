@@ -88,6 +88,7 @@ func TestNamesOutsideTheNetworkAreForwarded(t *testing.T) {
 // Sources on the underlay get no answer, neither from the domain nor for other names. This holds
 // for UDP and TCP, in both families, and even while the host is exposed.
 func TestTheNameServerIsNoOpenResolver(t *testing.T) {
+	labtest.Waits(t)
 	l := twoAndAPlainOne(t)
 	serveNames(t, l, "h3", "192.0.2.3", "third", "good")
 	resolvConf(t, l, "h1", "192.0.2.3")

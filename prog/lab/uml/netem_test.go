@@ -12,6 +12,9 @@ import (
 	"weft/prog/lab/labtest"
 )
 
+// longVar is the environment variable that makes this test wait as long as operators may have to.
+const longVar = "WEFT_TEST_LONG"
+
 // delays is a lab whose links have a delay or a loss, which few kernels outside this guest can make (netem).
 type delays struct {
 	*lab.Lab
@@ -65,6 +68,14 @@ func (d delays) stays(what string, span time.Duration) {
 	}
 }
 
+// takesMinutes skips a test that waits until the other addresses are asked again, unless it is wanted.
+func takesMinutes(t *testing.T) {
+	t.Helper()
+	if os.Getenv(longVar) == "" {
+		t.Skip("takes three minutes: run UML_LONG=1 prog/lab/uml/test-kernel.sh")
+	}
+}
+
 // The tunnel uses the nearest link, stays if all links are as far, and moves to a nearer one. Flows lose nothing.
 // A loss is shown, and is no cut.
 //
@@ -89,6 +100,7 @@ func TestTheNearestLinkIsUsed(t *testing.T) {
 	const first, second = "192.0.2.0/24", "198.51.100.0/24"
 	d.shows("the first link has a delay", 20*time.Second, second, 0, time.Second) // the guest is busy with the start
 	t.Run("the same delay", func(t *testing.T) {
+		takesMinutes(t)
 		d := delays{l, t}
 		lossless(t, l, both, func() {
 			d.set("eth1", "delay", "20ms")
@@ -97,6 +109,7 @@ func TestTheNearestLinkIsUsed(t *testing.T) {
 		})
 	})
 	t.Run("a nearer link", func(t *testing.T) {
+		takesMinutes(t)
 		d := delays{l, t}
 		lossless(t, l, both, func() {
 			d.set("eth0", "delay", "0ms")

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs this package's test with the kernel's WireGuard in user-mode Linux, an ordinary process that
-# boots in a second and needs no privileges. It takes seven minutes at most once the guest kernel is built.
+# boots in a second and needs no privileges. It takes two minutes once the guest kernel is built.
 #
 #   UML_LINUX       the guest kernel; default: the kernel that build.sh builds and keeps
 #   UML_TIMEOUT     seconds for the guest, default 600
 #   UML_RUN         a -test.run pattern: also run these tests of prog/lab/e2e
+#   UML_LONG        1: also run what takes minutes
 #   UML_VERBOSE     1: show the output of tests that pass
 #   WEFT_SKIP_UML   1: skip the test, with a message and exit code 0
 set -euo pipefail
@@ -30,7 +31,7 @@ cp "$here/init.sh" "$job/init"
 # variables.
 cat >"$job/job" <<JOB
 set -e
-export GOMAXPROCS=1 WEFT_BIN=/mnt/bin WEFT_TEST_DATAPATH=kernel
+export GOMAXPROCS=1 WEFT_BIN=/mnt/bin WEFT_TEST_DATAPATH=kernel WEFT_TEST_LONG=${UML_LONG:-}
 cd /mnt
 ./uml.test -test.v
 ${UML_RUN:+./e2e.test -test.v -test.run '$UML_RUN'}
