@@ -23,15 +23,15 @@ func (r *remote) use(now time.Time, a *address) {
 
 // choose decides whether the tunnel moves to an address that has just answered.
 func (r *remote) choose(now time.Time, a *address) {
-	cur := r.current
+	cur, first := r.current, !r.path.Endpoint.IsValid()
 	switch {
 	case cur == nil && len(r.addrs) > 0 && a != r.addrs[0] && r.rounds < 2:
 		return // packets may be on their way to the preferred address: it gets the time of a round to answer
-	case cur == nil:
+	case cur == nil, cur == a:
 		r.use(now, a)
-		r.switched, r.looks, r.othersAt = time.Time{}, 3, now.Add(gapMin) // another one may be nearer
-	case cur == a:
-		r.use(now, a)
+		if first {
+			r.switched, r.looks, r.othersAt = time.Time{}, 3, now.Add(gapMin) // another one may be nearer
+		}
 	case !r.alarm.IsZero() && r.fails(now, cur) && r.rounds >= cur.doubtful() && !a.answered.Before(r.alarm):
 		r.use(now, a) // the one in use fails
 	case r.roams >= maxRoams && r.alarm.IsZero() && a.to == r.traffic.Endpoint:

@@ -16,6 +16,8 @@ func (r *remote) timeout() time.Duration {
 // gap is the time between two rounds of an alarm.
 func (r *remote) gap() time.Duration {
 	switch {
+	case r.path.State == Deaf && !r.heardAt.IsZero(): // the peer lives: does it hear this host?
+		return r.timeout()
 	case r.down() && r.Quiet:
 		return quietGap - r.prober.upTo(quietGap/4)
 	case r.down():
@@ -23,9 +25,7 @@ func (r *remote) gap() time.Duration {
 	case !r.capable && r.rounds > restRounds: // its version may know no probes
 		return downGap
 	case r.underLoad && r.current != nil:
-		return min(max(2*r.current.rtt, gapMin), gapMax)
-	case r.current != nil:
-		return min(max(2*r.current.rtt, gapMin*3/2), gapMax)
+		return gapMin
 	}
 	return gapMin * 3 / 2
 }
@@ -47,7 +47,7 @@ func (r *remote) due(now time.Time, out []Send) []Send {
 	}
 	if !r.endsAt.IsZero() && !now.Before(r.endsAt) {
 		r.endsAt = time.Time{}
-		if r.alarm.IsZero() && r.current != nil && now.Sub(latest(r.path.Asked, r.path.Answered)) >= unansweredAfter {
+		if r.alarm.IsZero() && r.current != nil {
 			out = r.ask(now, out, r.current, 0)
 		}
 	}
@@ -126,7 +126,8 @@ func (r *remote) round(now time.Time, out []Send) []Send {
 	if r.underLoad {
 		needed = trafficRounds
 	}
-	if r.rounds >= needed && now.Sub(r.path.Answered) > gapMax { // otherwise a second answer is awaited
+	late := r.current == nil || now.Sub(r.alarm) > r.current.rtt*3/2     // an answer would have come
+	if r.rounds >= needed && late && now.Sub(r.path.Answered) > gapMax { // otherwise a second answer is awaited
 		r.giveUp(now)
 	}
 	r.rounds++
@@ -171,7 +172,7 @@ func (r *remote) giveUp(now time.Time) {
 			r.set(now, Direct)
 			return
 		}
-		if now.Sub(r.traffic.Handshake) < SessionLife && now.Sub(r.observed) < ProofFor {
+		if now.Sub(r.shook) < SessionLife && now.Sub(r.observed) < ProofFor {
 			return // its keepalive may come yet
 		}
 	}
@@ -187,9 +188,13 @@ func (r *remote) giveUp(now time.Time) {
 		every = quietGap
 	}
 	if s := 3 * time.Second; heard(r.path.Received, s) || heard(r.path.Asked, s+every) {
+		if r.path.State == Deaf && now.Sub(r.heardAt) < r.timeout() {
+			return // the answer to the first question since then may still come
+		}
 		r.set(now, Unheard)
 		return
 	}
+	r.heardAt = time.Time{}
 	r.set(now, Deaf)
 }
 
@@ -243,6 +248,11 @@ func (r *remote) nextAt() time.Time {
 		take(r.sentSince.Add(unansweredAfter))
 	}
 	take(r.endsAt)
+	for _, list := range [][]time.Time{r.changes, r.moves} {
+		if len(list) > 0 {
+			take(list[0].Add(flappingSpan + 1)) // it no longer counts
+		}
+	}
 	for _, a := range r.addrs {
 		if a.check {
 			take(r.path.Since) // at once

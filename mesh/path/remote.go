@@ -22,6 +22,8 @@ type remote struct {
 
 	traffic   Traffic
 	observed  time.Time // when traffic was first observed
+	shook     time.Time // when the last handshake was observed
+	heardAt   time.Time // when a deaf path's peer was heard again; zero: it was not
 	sentSince time.Time // since when traffic has no answer; zero: it has
 	busy      time.Time // when much data was last seen
 	endsAt    time.Time // when received traffic counts as ended, which may be a failure; zero: there is none
@@ -136,6 +138,12 @@ const keepalive = 32
 func (r *remote) observe(now time.Time, t Traffic) bool {
 	last := r.traffic
 	r.traffic = t
+	if !t.Handshake.Equal(last.Handshake) { // its own time is the wall clock's
+		r.shook = now
+		if r.observed.IsZero() {
+			r.shook = minTime(now, t.Handshake)
+		}
+	}
 	if r.observed.IsZero() || t.Received < last.Received || t.Sent < last.Sent { // the first time, or a new device
 		r.observed = now
 		if r.current == nil && t.Endpoint.IsValid() {
@@ -154,7 +162,7 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		}
 		r.hear(now)
 		r.roamed(now, t.Endpoint)
-		if r.down() && t.Handshake.After(r.path.Since.Add(downGap)) { // packets travel both ways: its version knows no probes any more
+		if r.down() && r.shook.After(r.path.Since.Add(downGap)) { // packets travel both ways: its version knows no probes any more
 			r.capable = false
 		}
 		if !r.alarm.IsZero() && (!r.needsAnswer || !r.capable || r.Quiet) {
@@ -178,8 +186,8 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 // hear notes that something came from a peer that was not heard: if it answers no question now, it does not
 // hear this host.
 func (r *remote) hear(now time.Time) {
-	if r.path.State == Deaf {
-		r.next = minTime(r.next, now.Add(r.timeout()))
+	if r.path.State == Deaf && r.heardAt.IsZero() {
+		r.heardAt, r.next = now, minTime(r.next, now)
 	}
 }
 
@@ -235,7 +243,7 @@ func (r *remote) set(now time.Time, s State) {
 			a.outcomes, a.asked = 0, 0
 		}
 	}
-	r.path.State, r.path.Since = s, now
+	r.path.State, r.path.Since, r.heardAt = s, now, time.Time{}
 	r.prober.version++
 }
 
@@ -244,7 +252,7 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 	// An answer comes from the address that was asked: a question that somebody diverts to another address of
 	// the peer proves nothing.
 	i := slices.IndexFunc(r.asks, func(q ask) bool { return q.id == m.id && q.addr.to == arrived.From })
-	if i < 0 {
+	if i < 0 || now.Sub(r.asks[i].at) >= forgetAfter {
 		return
 	}
 	q := r.asks[i]

@@ -123,8 +123,8 @@ command by which the next host joins. With PEER (a host name or address, optiona
 joins that host's network. Targets, keys and addresses are stored: later, weft launch needs
 no arguments.
 
-With PEER, launch also waits for a first tunnel, for 10 s at most. If no tunnel works, launch says why
-and exits with 4. The agent keeps running.` + environmentHelp + exitHelp,
+With targets, given or stored, launch also waits for a first tunnel, for 10 s at most. If no tunnel
+works, launch says why and exits with 4. The agent keeps running.` + environmentHelp + exitHelp,
 		Example: "  weft launch                        # on the first host\n  weft launch --token - h1 <token    # on every other host",
 		RunE: func(cmd *cobra.Command, targets []string) error {
 			return a.runLaunch(cmd, f, targets)

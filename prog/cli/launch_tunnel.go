@@ -59,22 +59,24 @@ func gaveUp(r api.Report, err error) error {
 	causes := blocked(r)
 	if len(causes) == 0 {
 		for _, one := range waitsFor(r.Router) {
-			causes = append(causes, one+": launch Weft there, or open TCP and UDP "+strconv.Itoa(r.Router.GossipPort)+" between the two hosts")
+			causes = append(causes, one+": launch Weft there, or open TCP and UDP "+strconv.Itoa(r.Router.GossipPort)+" between the two hosts, or `weft forget` a host that is gone for good")
 		}
 	}
 	return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent is ready and keeps running, but no tunnel works after %v (%s):\n  %s",
 		tunnelWait, lookAgain, strings.Join(first(causes), "\n  "))}
 }
 
-// hasTargets reports whether a host is to join another host than itself.
+// hasTargets reports whether a host is to join another host than itself. A target that answers, while no other host is
+// known, is this host under another name.
 func hasTargets(r api.Router) bool {
+	alone := !slices.ContainsFunc(r.Peers, func(p api.Peer) bool { return !p.Self })
 	return slices.ContainsFunc(r.Targets, func(t api.Target) bool {
 		host, _, err := net.SplitHostPort(t.Host)
 		if err != nil {
 			host = t.Host
 		}
 		addr, err := netip.ParseAddr(host)
-		return host != r.Nickname && (err != nil || !slices.Contains(r.Underlay, addr.Unmap()))
+		return host != r.Nickname && !(alone && t.State == "connected") && (err != nil || !slices.Contains(r.Underlay, addr.Unmap()))
 	})
 }
 

@@ -46,6 +46,13 @@ func TestLaunchWaitsForAFirstTunnelOnlyIfThereAreTargets(t *testing.T) {
 		if host == "" {
 			r.Router.Targets = nil
 		}
+		if waits {
+			alone := with(r, func(r *api.Report) { r.Router.Peers, r.Router.Targets[0].State = r.Router.Peers[:1], "connected" })
+			if hasTargets(alone.Router) {
+				t.Errorf("target %q answers, and no other host is known: launch waits, want that it takes the target for this host", host)
+			}
+			r.Router.Targets[0].State = "retrying"
+		}
 		if got := hasTargets(r.Router); got != waits {
 			t.Errorf("target %q: launch waits: %v, want %v", host, got, waits)
 		}
@@ -100,7 +107,7 @@ func TestLaunchFailsIfNoTunnelWorks(t *testing.T) {
 		"another ring":                {joining(api.ConnFailed), "\n  its info"},
 		"gossip reaches no host": {with(joining(api.ConnPending), func(r *api.Report) {
 			r.Router.Connections, r.Router.Targets = nil, []api.Target{{Host: "192.0.2.2", State: "retrying", Error: "connection refused"}, {Host: "h3", State: "retrying"}}
-		}), "\n  target 192.0.2.2: connection refused: launch Weft there, or open TCP and UDP 6783 between the two hosts\n  target h3: retrying: launch"},
+		}), "\n  target 192.0.2.2: connection refused: launch Weft there, or open TCP and UDP 6783 between the two hosts, or `weft forget` a host that is gone for good\n  target h3: retrying: launch"},
 		"gossip has lost the host":  {with(joining(api.ConnPending), func(r *api.Report) { r.Router.Connections[0].Gossip = false }), "\n  target 192.0.2.2: connected: launch"},
 		"the ring is being founded": {with(joining(api.ConnPending), func(r *api.Report) { r.Router.Peers[1].Ring = "" }), "\n  3cced98783461972(h2) waits for the ring"},
 		"many peers": {with(joining(api.ConnFailed), func(r *api.Report) {

@@ -154,8 +154,8 @@ func (k *Kernel) whole() (bool, error) {
 		return err == nil, err
 	}
 	for _, c := range k.loaded.Chains {
-		rules, err := handles(k.socket, c.Name)
-		if err != nil {
+		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return false, fmt.Errorf("nftables: reading chain %s: %w", c.Name, err)
 		}
 		if len(rules) != len(c.Rules) {
@@ -173,41 +173,6 @@ func (k *Kernel) whole() (bool, error) {
 	}
 	k.at = now
 	return true, nil
-}
-
-// handles returns the handles of a chain's rules; none if there is no such chain. The library cannot read
-// rules with a route's MTU.
-func handles(socket *netlink.Conn, chain string) (out []uint64, err error) {
-	attrs := netlink.NewAttributeEncoder()
-	attrs.String(unix.NFTA_RULE_TABLE, TableName)
-	attrs.String(unix.NFTA_RULE_CHAIN, chain)
-	data, err := attrs.Encode()
-	if err != nil {
-		return nil, err
-	}
-	replies, err := socket.Execute(netlink.Message{
-		Header: netlink.Header{
-			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE),
-			Flags: netlink.Request | netlink.Dump,
-		},
-		Data: append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, data...),
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	for _, m := range replies {
-		attrs, err := netlink.NewAttributeDecoder(m.Data[min(4, len(m.Data)):])
-		if err != nil {
-			return nil, err
-		}
-		attrs.ByteOrder = binary.BigEndian
-		for attrs.Next() {
-			if attrs.Type() == unix.NFTA_RULE_HANDLE {
-				out = append(out, attrs.Uint64())
-			}
-		}
-	}
-	return out, err
 }
 
 // generation returns the kernel's generation number of the ruleset.

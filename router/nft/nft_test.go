@@ -17,7 +17,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
@@ -110,7 +109,11 @@ func counts(t *testing.T) (rules, elements int) {
 	}
 	for _, c := range chains {
 		if c.Table.Name == TableName {
-			rules += len(rulesOf(t, c.Name))
+			r, err := conn.GetRules(c.Table, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rules += len(r)
 		}
 	}
 	sets, err := conn.GetSets(table)
@@ -125,21 +128,6 @@ func counts(t *testing.T) (rules, elements int) {
 		elements += len(e)
 	}
 	return rules, elements
-}
-
-// rulesOf returns the handles of a chain's rules in the kernel.
-func rulesOf(t *testing.T, chain string) []uint64 {
-	t.Helper()
-	socket, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
-	out, err := handles(socket, chain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 func size(p Program) (n int) {

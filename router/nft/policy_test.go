@@ -125,8 +125,8 @@ func TestKernelEvaluatesLikePolicy(t *testing.T) {
 	})
 }
 
-// allHandles returns the handles of all rules in the kernel. A rule that is not replaced keeps its handle.
-func allHandles(t *testing.T) (out []string) {
+// handles returns the handles of all rules in the kernel. A rule that is not replaced keeps its handle.
+func handles(t *testing.T) (out []string) {
 	t.Helper()
 	conn, err := nftables.New()
 	if err != nil {
@@ -137,8 +137,12 @@ func allHandles(t *testing.T) (out []string) {
 		t.Fatal(err)
 	}
 	for _, c := range chains {
-		for _, handle := range rulesOf(t, c.Name) {
-			out = append(out, fmt.Sprint(c.Name, handle))
+		rules, err := conn.GetRules(c.Table, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rules {
+			out = append(out, fmt.Sprint(c.Name, r.Handle))
 		}
 	}
 	slices.Sort(out)
@@ -173,8 +177,9 @@ func TestChainsAreCompleteBeforeAnythingRefersToThem(t *testing.T) {
 			}
 		}
 		for _, c := range before.Chains {
-			if rules := rulesOf(t, c.Name); len(rules) != len(c.Rules) {
-				t.Errorf("chain %s of the old program has %d rules, want %d", c.Name, len(rules), len(c.Rules))
+			rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+			if err != nil || len(rules) != len(c.Rules) {
+				t.Errorf("chain %s of the old program has %d rules, want %d: %v", c.Name, len(rules), len(c.Rules), err)
 			}
 		}
 		if prepared < 10 {
@@ -240,7 +245,7 @@ func TestEndpointChangesKeepRules(t *testing.T) {
 				t.Fatalf("applying the policies, %s: %v", what, err)
 			}
 			compareWithNft(t, what, p)
-			return allHandles(t)
+			return handles(t)
 		}
 		put(2, true)
 		before := apply("one")

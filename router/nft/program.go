@@ -124,7 +124,7 @@ func (g Guard) build(h hostSets) Program {
 		&Chain{Name: "from-tunnel-to-host", Rules: fromTunnelToHost(h)},
 		&Chain{Name: "to-hosts", Rules: toHosts(h)},
 		&Chain{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, g.received()},
-		&Chain{"segments", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", -150, segments()},
+		&Chain{"segments", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", -150, segments()},
 		&Chain{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, g.forwarded()},
 		&Chain{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, g.nat()},
 		&Chain{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, g.translated()},

@@ -7,7 +7,8 @@ import (
 
 // segments lowers the maximum segment size of TCP connections through the tunnel to what the route's MTU allows
 // (RFC 9293, section 3.7.1). The peer's host does so for the other direction. So already the first segments
-// fit, and ICMP errors are needed only if the MTU becomes smaller later. The kernel never raises the size.
+// fit, and ICMP errors are needed only if the MTU becomes smaller later. The kernel never raises the size. In the
+// postrouting hook, packets of this host to a service have the route to the service's endpoint.
 func segments() []Rule { return []Rule{rule(oif(tunnel), opens(), maxSegment())} }
 
 // opens matches the first TCP segment of each direction.

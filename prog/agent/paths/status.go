@@ -20,12 +20,12 @@ import (
 // Status describes the tunnels to all other peers, and names the kind of WireGuard here.
 func (p *Paths) Status(v *view.View) (kind string, out []api.Connection) {
 	seen, _ := p.cfg.Observe() // if the device cannot be read, no tunnels are shown
-	targets, now := p.cfg.Targets(), time.Now()
+	targets := p.cfg.Targets()
 	out = []api.Connection{}
 	for _, other := range v.Peers {
 		r := other.Record
 		if r.Identity != nil && r.ID() != v.Self && r.State != peer.Left && !v.Removed(other) {
-			out = append(out, p.connection(v, other, targets, seen, now))
+			out = append(out, p.connection(v, other, targets, seen))
 		}
 	}
 	return seen.Kind, out
@@ -33,7 +33,7 @@ func (p *Paths) Status(v *view.View) (kind string, out []api.Connection) {
 
 // connection describes the tunnel to a peer. The kernel's state is part of it if the kernel has that
 // tunnel.
-func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target, seen wg.Observed, now time.Time) api.Connection {
+func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target, seen wg.Observed) api.Connection {
 	rec := other.Record
 	c := api.Connection{
 		Peer: rec.ID().String(), Nickname: rec.Nickname, Gossip: other.Reachable, Outbound: isTarget(other, targets),
@@ -46,7 +46,7 @@ func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target,
 	switch {
 	case ok:
 		measured, _ := p.cfg.Measured(rec.ID())
-		c.State = state(measured, tunnel.Handshake, other.Reachable, now)
+		c.State = state(measured, tunnel.Handshake, other.Reachable)
 		if tunnel.Endpoint.IsValid() {
 			c.Address = tunnel.Endpoint
 		}
@@ -85,8 +85,8 @@ func isTarget(p mesh.Peer, targets []mesh.Target) bool {
 	})
 }
 
-// state returns the state of a tunnel. Before the path is measured, WireGuard's last handshake decides.
-func state(measured path.Path, handshake time.Time, gossip bool, now time.Time) string {
+// state returns the state of a tunnel. A handshake proves nothing: it may be older than the failure.
+func state(measured path.Path, handshake time.Time, gossip bool) string {
 	switch {
 	case measured.State == path.Unheard:
 		return api.ConnOneWay
@@ -94,7 +94,7 @@ func state(measured path.Path, handshake time.Time, gossip bool, now time.Time) 
 		return api.ConnBlocked
 	case measured.State == path.Deaf:
 		return api.ConnSilent
-	case handshake.IsZero(), measured.State == path.Unknown && now.Sub(handshake) > path.SessionLife:
+	case handshake.IsZero(), measured.State == path.Unknown:
 		return api.ConnPending
 	}
 	return api.ConnDirect
@@ -143,7 +143,7 @@ func (p *Paths) Metrics(out metric.Out) {
 			out.Gauge(metricLoss, *c.Loss, c.Peer, c.Nickname)
 		}
 		if c.Handshake != nil {
-			out.Gauge(metricHandshake, time.Since(*c.Handshake).Seconds(), c.Peer, c.Nickname)
+			out.Gauge(metricHandshake, max(time.Since(*c.Handshake), 0).Seconds(), c.Peer, c.Nickname)
 		}
 		if c.MTU != 0 {
 			out.Gauge(metricMTU, float64(c.MTU), c.Peer, c.Nickname)

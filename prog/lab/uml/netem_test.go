@@ -79,7 +79,7 @@ func takesMinutes(t *testing.T) {
 // The tunnel uses the nearest link, stays if all links are as far, and moves to a nearer one. Flows lose nothing.
 // A loss is shown, and is no cut.
 //
-//	h1 eth0 ── 40 ms ── eth0 h2
+//	h1 eth0 ── 200 ms ─ eth0 h2
 //	   eth1 ─────────── eth1
 func TestTheNearestLinkIsUsed(t *testing.T) {
 	if os.Getenv(wantVar) != "kernel" {
@@ -93,7 +93,7 @@ func TestTheNearestLinkIsUsed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d.set("eth0", "delay", "20ms")
+	d.set("eth0", "delay", "100ms")
 	join(t, l, "h1")
 	join(t, l, "h2", "h1")
 	labtest.Listen(t, l, "h2/c1")
@@ -103,8 +103,8 @@ func TestTheNearestLinkIsUsed(t *testing.T) {
 		takesMinutes(t)
 		d := delays{l, t}
 		lossless(t, l, both, func() {
-			d.set("eth1", "delay", "20ms")
-			d.shows("all links have a delay", 45*time.Second, second, 40*time.Millisecond, 90*time.Millisecond)
+			d.set("eth1", "delay", "100ms")
+			d.shows("all links have a delay", 45*time.Second, second, 200*time.Millisecond, 400*time.Millisecond)
 			d.stays("all links have a delay", 125*time.Second) // the other addresses are asked every 2 minutes
 		})
 	})
@@ -113,8 +113,8 @@ func TestTheNearestLinkIsUsed(t *testing.T) {
 		d := delays{l, t}
 		lossless(t, l, both, func() {
 			d.set("eth0", "delay", "0ms")
-			d.set("eth1", "delay", "20ms")
-			d.shows("only the second link has a delay", 150*time.Second, first, 0, 40*time.Millisecond)
+			d.set("eth1", "delay", "100ms")
+			d.shows("only the second link has a delay", 150*time.Second, first, 0, 200*time.Millisecond)
 		})
 	})
 	t.Run("loss", func(t *testing.T) {
