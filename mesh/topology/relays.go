@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"hash/fnv"
+	"maps"
 	"math/bits"
 	"slices"
 	"time"
@@ -55,9 +56,7 @@ func Relays(a, b peer.ID, peers []peer.ID, links map[peer.ID]Links) []peer.ID {
 				}
 			}
 		}
-		for p, s := range next {
-			seen[p] = s
-		}
+		maps.Copy(seen, next)
 		var end step
 		for p, s := range next {
 			if reach(p, b, links) {

@@ -14,7 +14,7 @@ import (
 // fragment them, and if the routers' ICMP errors are lost, so would be all large packets. IPv6 routers never
 // fragment.
 func letFragment(b *conn.StdNetBind) error {
-	socket, ok := unlocked(reflect.ValueOf(b).Elem().FieldByName("ipv4")).Interface().(*net.UDPConn)
+	socket, ok := reflect.TypeAssert[*net.UDPConn](unlocked(reflect.ValueOf(b).Elem().FieldByName("ipv4")))
 	if !ok || socket == nil {
 		return nil // this kernel has no IPv4
 	}

@@ -94,7 +94,7 @@ func (r Relays) host(port uint16) (p Program) {
 		out = append(out, rule(sport.is(unix.IPPROTO_UDP, port), magic(expr.CmpOpNeq), daddr.vmapWith(dport, leaving[i])))
 		in = append(in, rule(implied(l4proto(unix.IPPROTO_UDP)), magic(expr.CmpOpNeq), saddr.vmapWith(dport, arriving[i])))
 	}
-	p.Sets = append(leaving, arriving...)
+	p.Sets = slices.Concat(leaving, arriving)
 	p.Chains = append(p.Chains,
 		&Chain{"detours", nftables.ChainTypeRoute, nftables.ChainHookOutput, "output", outsideConntrack, out},
 		&Chain{"relayed", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in})
@@ -120,7 +120,7 @@ func (r Relays) relay(port uint16) (p Program) {
 		in = append(in, rule(dport.is(unix.IPPROTO_UDP, port), saddr.vmapWith(sport, arriving[i])))
 		out = append(out, rule(untracked(), implied(l4proto(unix.IPPROTO_UDP)), daddr.vmapWith(dport, leaving[i])))
 	}
-	p.Sets = append(arriving, leaving...)
+	p.Sets = slices.Concat(arriving, leaving)
 	p.Chains = append(p.Chains,
 		&Chain{"relay", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", outsideConntrack, in},
 		&Chain{"leaving", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", leavesRelay, out})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -149,7 +150,7 @@ func (c *Conn) send(to netip.AddrPort, from netip.Addr, payload []byte, size int
 	if err != nil {
 		return err
 	}
-	control := append(source, s.hopLimit(255-int32(c.sent%16))...)
+	control := slices.Concat(source, s.hopLimit(255-int32(c.sent%16)))
 	_, err = unix.SendmsgN(s.fd, udp, control, destination(to.Addr()), unix.MSG_DONTWAIT)
 	if errors.Is(err, unix.EMSGSIZE) {
 		return fmt.Errorf("packet size %d: %w", whole, err)

@@ -104,7 +104,7 @@ func TestTheNearestLinkIsUsed(t *testing.T) {
 		d := delays{l, t}
 		lossless(t, l, both, func() {
 			d.set("eth1", "delay", "100ms")
-			d.shows("all links have a delay", 45*time.Second, second, 200*time.Millisecond, 400*time.Millisecond)
+			d.shows("all links have a delay", 45*time.Second, second, 150*time.Millisecond, 400*time.Millisecond)
 			d.stays("all links have a delay", 125*time.Second) // the other addresses are asked every 2 minutes
 		})
 	})
