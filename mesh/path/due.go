@@ -16,7 +16,7 @@ func (r *remote) timeout() time.Duration {
 // gap is the time between two rounds of an alarm.
 func (r *remote) gap() time.Duration {
 	switch {
-	case r.path.State == Deaf && !r.heardAt.IsZero(): // the peer lives: does it hear this host?
+	case r.path.State == Deaf && r.capable && !r.heardAt.IsZero(): // the peer lives: does it hear this host?
 		return r.timeout()
 	case r.down() && r.Quiet:
 		return quietGap - r.prober.upTo(quietGap/4)
