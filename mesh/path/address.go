@@ -13,10 +13,11 @@ type address struct {
 	check    bool      // ask it as soon as possible
 	left     time.Time // when the tunnel last left it, because the data of the peer came from another one
 	answered time.Time
-	streak   int // answers since the alarm began
-	rtt      time.Duration
+	streak   int           // answers since the alarm began
+	rtt      time.Duration // the mean of the first samples, and then smoothed
 	samples  int
-	outcomes uint32 // the last questions, the newest in bit 0; 1: answered
+	sampled  time.Time // the last one
+	outcomes uint32    // the last questions, the newest in bit 0; 1: answered
 	asked    int
 }
 
@@ -27,6 +28,17 @@ func (a *address) note(answered bool) {
 		a.outcomes |= 1
 	}
 	a.asked++
+}
+
+// measured takes a round trip. After a long time without one, those of before say nothing.
+func (a *address) measured(now time.Time, rtt time.Duration) {
+	const smoothing = 8
+	if now.Sub(a.sampled) > othersEvery/2 {
+		a.samples = 0
+	}
+	a.samples++
+	a.sampled = now
+	a.rtt += (rtt - a.rtt) / time.Duration(min(a.samples, smoothing))
 }
 
 // loss returns the part of the last questions without an answer.

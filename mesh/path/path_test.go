@@ -147,6 +147,13 @@ func TestTheNearestAddressWins(t *testing.T) {
 			t.Errorf("host %d chose %v; want the address at 10 ms", i, p.Endpoint)
 		}
 	}
+	delays = []time.Duration{time.Millisecond, 30 * time.Millisecond, 50 * time.Millisecond}
+	w.run(othersEvery + 10*time.Second)
+	for i := range 2 {
+		if p := w.path(i, 1-i); netOf(p.Endpoint.Addr()) != 0 {
+			t.Errorf("host %d uses %v; want the address that has become the nearest, once the others were looked at", i, p.Endpoint)
+		}
+	}
 	delays = []time.Duration{10 * time.Millisecond, 10 * time.Millisecond, 10 * time.Millisecond}
 	noise = 2 * time.Millisecond
 	moves := 0

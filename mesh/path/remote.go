@@ -271,12 +271,7 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		}
 	} else {
 		a.note(true)
-		if rtt := now.Sub(q.at); a.samples == 0 {
-			a.rtt = rtt
-		} else {
-			a.rtt += (rtt - a.rtt) / 8
-		}
-		a.samples++
+		a.measured(now, now.Sub(q.at))
 	}
 	if slices.Contains(r.addrs, a) { // otherwise it was forgotten meanwhile
 		if a == r.wanted {
