@@ -30,7 +30,11 @@ type devicePeer struct {
 type plan struct {
 	endpoint netip.AddrPort   // the last endpoint that was not held back, see moved
 	record   []netip.AddrPort // the addresses in the peer's record
+	since    time.Time        // when the peer was first planned
 }
+
+// firstTurn is how long a host leaves the first handshake to the peer. WireGuard repeats a handshake every 5 s.
+const firstTurn = 15 * time.Second
 
 // sessionLife is how long a session lasts without another handshake (WireGuard's
 // REJECT_AFTER_TIME). Since keepalives cause handshakes, a peer with an older handshake does not
@@ -101,17 +105,21 @@ func diff(have map[wgtypes.Key]devicePeer, want []topology.Tunnel, planned map[w
 		if psk := wgtypes.Key(t.PresharedKey); !exists || old.psk != psk {
 			c.PresharedKey = &psk
 		}
-		next[key] = plan{t.Endpoint, t.Record}
+		since := last.since
+		if since.IsZero() {
+			since = now
+		}
+		next[key] = plan{t.Endpoint, t.Record, since}
 		switch {
 		case !t.Endpoint.IsValid():
 		case !exists || moved(old, t, last, now):
 			c.Endpoint = net.UDPAddrFromAddrPort(t.Endpoint)
 		case old.endpoint != t.Endpoint: // held back until the device's endpoint stops working
-			next[key] = plan{last.endpoint, t.Record}
+			next[key] = plan{last.endpoint, t.Record, since}
 		}
 		every := interval(t, old, now)
 		switch {
-		case !exists && t.Waits: // the keepalive, which starts a handshake, comes with the next change
+		case t.Waits && old.handshake.IsZero() && now.Sub(since) < firstTurn: // a keepalive would start a handshake
 		case old.keepalive != every:
 			c.PersistentKeepaliveInterval = &every
 		case exists && needsHandshake(t, old, now): // WireGuard sends a keepalive as soon as it is turned on, which starts a handshake

@@ -251,7 +251,7 @@ func TestDiffChangesOnlyWhatDiffers(t *testing.T) {
 			planned := map[wgtypes.Key]plan{}
 			if tt.planned != "" {
 				e := netip.MustParseAddrPort(tt.planned)
-				planned[key(1)] = plan{e, []netip.AddrPort{e}}
+				planned[key(1)] = plan{endpoint: e, record: []netip.AddrPort{e}}
 			}
 			changes, next := diff(tt.have, tt.want, planned, now)
 			if d := cmp.Diff(tt.changes, describe(changes)); d != "" {
@@ -364,8 +364,15 @@ func TestOneHostLeavesTheFirstHandshakeToTheOther(t *testing.T) {
 	}
 	have := peerOf(1, "192.0.2.1:6784", "10.32.0.0/16", time.Hour)
 	have.keepalive = 0
+	young := have
+	young.handshake = time.Time{}
+	for after, want := range map[time.Duration]int{0: 0, firstTurn - time.Second: 0, firstTurn: 1} {
+		if later, _ := diff(map[wgtypes.Key]devicePeer{key(1): young}, []topology.Tunnel{waits}, next, now.Add(after)); len(later) != want {
+			t.Errorf("%v after a peer without a handshake was added, the changes are %v; want the keepalive only after %v", after, later, firstTurn)
+		}
+	}
 	if later, _ := diff(map[wgtypes.Key]devicePeer{key(1): have}, []topology.Tunnel{waits}, next, now); len(later) != 1 || later[0].PersistentKeepaliveInterval == nil || *later[0].PersistentKeepaliveInterval != keepalive {
-		t.Errorf("the next change is %v, want the keepalive", later)
+		t.Errorf("after the first handshake the change is %v, want the keepalive", later)
 	}
 	have.keepalive = keepalive
 	if later, _ := diff(map[wgtypes.Key]devicePeer{key(1): have}, []topology.Tunnel{waits}, next, now); len(later) != 0 {
