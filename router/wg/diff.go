@@ -33,8 +33,9 @@ type plan struct {
 	since    time.Time        // when the peer was first planned
 }
 
-// firstTurn is how long a host leaves the first handshake to the peer. WireGuard repeats a handshake every 5 s.
-const firstTurn = 15 * time.Second
+// firstTurn is how long a host leaves the first handshake to the peer. WireGuard repeats a handshake every 5 s, so this
+// host begins its own between two of the peer's.
+const firstTurn = 2500 * time.Millisecond
 
 // sessionLife is how long a session lasts without another handshake (WireGuard's
 // REJECT_AFTER_TIME). Since keepalives cause handshakes, a peer with an older handshake does not
