@@ -50,8 +50,8 @@ func CheckSilence(sum probe.CaptureSummary) error {
 		case "udp 6784":
 			tunnel = true
 		case "udp 6783", "tcp 6783", "arp", "nd", "mld":
-		case probe.UnreachablePrefix + "udp 6783", probe.UnreachablePrefix + "udp 6784":
-			// These are ICMP errors of a host whose agent or datapath is down.
+		case probe.UnreachablePrefix + "udp 6783", probe.UnreachablePrefix + "udp 6784", probe.UnreachablePrefix + "tcp 6783":
+			// These are ICMP errors of a host whose agent or datapath is down, or whose address was replaced.
 		case probe.RedirectPrefix + "udp 6783", probe.RedirectPrefix + "udp 6784", probe.RedirectPrefix + "tcp 6783":
 			// A host whose address was replaced gets packets for the old one, and knows the way to it.
 		case "ipv4 fragment of protocol 17", "ipv6 fragment of protocol 17":
