@@ -62,7 +62,7 @@ func TestACutAtRestIsNoticed(t *testing.T) {
 }
 
 // Under traffic both hosts notice within 3 s that a path is cut, near or far. A host that only receives a stream takes
-// longer if the other one is far.
+// longer if the other one is far: 7 s.
 func TestACutUnderTrafficIsNoticed(t *testing.T) {
 	for name, load := range map[string]func(w *world, asker, other *host){
 		"traffic both ways": func(w *world, asker, other *host) { asker.busy[other.id], other.busy[asker.id] = true, true },
@@ -70,13 +70,14 @@ func TestACutUnderTrafficIsNoticed(t *testing.T) {
 		"the other sends":   func(w *world, asker, other *host) { other.busy[asker.id] = true },
 	} {
 		for _, rtt := range roundTrips {
+			limit := 3 * time.Second
 			if rtt > 300*time.Millisecond && name != "traffic both ways" {
-				continue
+				limit = 7 * time.Second
 			}
 			for after := time.Duration(0); after < 4*time.Second; after += 37 * time.Millisecond {
 				for k, took := range cutAfter(t, rtt, load, after, bothWays) {
-					if took > 3*time.Second {
-						t.Errorf("%s, cut at a round trip of %v, %v after the start: host %d noticed it after %v, want 3 s at most", name, rtt, after, k, took)
+					if took > limit {
+						t.Errorf("%s, cut at a round trip of %v, %v after the start: host %d noticed it after %v, want %v at most", name, rtt, after, k, took, limit)
 					}
 				}
 			}

@@ -45,7 +45,9 @@ func (b *Builder) Build(c Config) Program {
 		b.guard = c.Guard.build(b.hosts)
 		b.policies = Program{}
 	}
-	if c.Guard.Port != b.of.Guard.Port || !c.Relays.equal(b.of.Relays) {
+	if c.Guard.Port == b.of.Guard.Port && c.Relays.equal(b.of.Relays) {
+		c.Relays = b.of.Relays
+	} else {
 		c.Relays = c.Relays.clone()
 		b.relays = c.Relays.build(c.Guard.Port)
 	}

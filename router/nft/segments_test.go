@@ -19,18 +19,7 @@ import (
 //	endpoint eth0 ── weft-1 host weft ── eth0 server
 func TestSegmentsFollowTheMTUOfTheRoute(t *testing.T) {
 	endpoint, host, server := routertest.New(t), routertest.New(t), routertest.New(t)
-	run := func(ns routertest.Namespace, commands string) {
-		t.Helper()
-		ns.Do(func() {
-			for command := range strings.Lines(commands) {
-				words := strings.Fields(command)
-				if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
-					t.Fatalf("%s: %v: %s", command, err, out)
-				}
-			}
-		})
-	}
-	run(host, `ip link add weft-1 type veth peer name eth0 netns `+endpoint.Path()+`
+	commands(t, host, `ip link add weft-1 type veth peer name eth0 netns `+endpoint.Path()+`
 		ip link add weft type veth peer name eth0 netns `+server.Path()+`
 		ip link set weft-1 up
 		ip link set weft up
@@ -44,7 +33,7 @@ func TestSegmentsFollowTheMTUOfTheRoute(t *testing.T) {
 		ip neigh add proxy fd01:2:3:4::9 dev weft-1
 		ip neigh add proxy fd01:2:3:4::1 dev weft`)
 	for ns, addrs := range map[routertest.Namespace][2]string{endpoint: {"10.32.0.1/16", "fd01:2:3:4::1/64"}, server: {"10.32.0.9/16", "fd01:2:3:4::9/64"}} {
-		run(ns, `ip link set eth0 up
+		commands(t, ns, `ip link set eth0 up
 			ip addr add `+addrs[0]+` dev eth0
 			ip addr add `+addrs[1]+` dev eth0 nodad`)
 	}
@@ -78,6 +67,19 @@ func TestSegmentsFollowTheMTUOfTheRoute(t *testing.T) {
 			t.Errorf("%s: the server sends segments of up to %d bytes, want %d", addr, got, want)
 		}
 	}
+}
+
+// commands runs the lines of a text in a network namespace.
+func commands(t *testing.T, ns routertest.Namespace, text string) {
+	t.Helper()
+	ns.Do(func() {
+		for line := range strings.Lines(text) {
+			words := strings.Fields(line)
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", line, err, out)
+			}
+		}
+	})
 }
 
 // maxSegmentOf returns the maximum segment size that the other side of a connection announced, without options.
