@@ -9,9 +9,10 @@ import (
 // address is one address of a peer.
 type address struct {
 	to       netip.AddrPort
-	learned  time.Time // when a probe last came from it; zero: it is in the record
-	check    bool      // ask it as soon as possible
-	left     time.Time // when the tunnel last left it, because the data of the peer came from another one
+	own      netip.Addr // at which its last answer arrived
+	learned  time.Time  // when a probe last came from it; zero: it is in the record
+	check    bool       // ask it as soon as possible
+	left     time.Time  // when the tunnel last left it, because the data of the peer came from another one
 	answered time.Time
 	streak   int           // answers since the alarm began
 	rtt      time.Duration // the mean of the first samples, and then smoothed

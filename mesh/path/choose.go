@@ -14,7 +14,7 @@ func (r *remote) use(now time.Time, a *address) {
 		r.moves = append(r.moves, now)
 	}
 	r.current, r.switched, r.wanted, r.roams = a, now, nil, 0
-	r.path.Endpoint = a.to
+	r.path.Endpoint, r.path.Left, r.path.Own = a.to, netip.AddrPort{}, netip.Addr{}
 	r.mtu = search{}
 	r.path.MTU = 0                    // it was another path's
 	r.calmAt = minTime(r.calmAt, now) // the peer learns the choice from the next question
@@ -39,6 +39,9 @@ func (r *remote) choose(now time.Time, a *address) {
 		r.use(now, a)
 	case r.first && r.alarm.IsZero() && now.Sub(a.left) > flappingSpan && r.nearer(now, a):
 		r.use(now, a)
+		if cur.to.Addr().Is4() == a.to.Addr().Is4() {
+			r.path.Left, r.path.Own = cur.to, a.own
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package path
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -33,6 +34,10 @@ func (r *remote) gap() time.Duration {
 // due returns the questions that this peer is to be asked now.
 func (r *remote) due(now time.Time, out []Send) []Send {
 	r.expire(now)
+	if r.path.Left.IsValid() && now.Sub(r.switched) >= lateFor {
+		r.path.Left, r.path.Own = netip.AddrPort{}, netip.Addr{}
+		r.prober.version++
+	}
 	switch {
 	case !r.sentSince.IsZero() && now.Sub(r.sentSince) >= unansweredAfter && (r.alarm.IsZero() || !r.underLoad):
 		r.raise(now, false, true)
@@ -248,6 +253,9 @@ func (r *remote) nextAt() time.Time {
 		take(r.sentSince.Add(unansweredAfter))
 	}
 	take(r.endsAt)
+	if r.path.Left.IsValid() {
+		take(r.switched.Add(lateFor))
+	}
 	for _, list := range [][]time.Time{r.changes, r.moves} {
 		if len(list) > 0 {
 			take(list[0].Add(flappingSpan + 1)) // it no longer counts

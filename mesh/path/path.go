@@ -46,6 +46,10 @@ type Path struct {
 	// Endpoint is the address and port that the tunnel should use; invalid while no address is known to
 	// work. It stays when the path fails.
 	Endpoint netip.AddrPort
+	// Left is the address that the tunnel has just left for a nearer one, of the same family. WireGuard would follow
+	// packets that are on their way from there: they must look as if they came from Endpoint, to Own. Invalid: none.
+	Left     netip.AddrPort
+	Own      netip.Addr
 	RTT      time.Duration // smoothed; 0: not measured
 	Loss     float64       // of the last probes: 0 to 1
 	Measured bool          // whether RTT and Loss come from probes
@@ -120,6 +124,7 @@ const (
 	hold            = 30 * time.Second // between two changes to a nearer address
 	learnedFor      = 3 * time.Minute
 	flappingSpan    = 10 * time.Minute
+	lateFor         = 4 * time.Second      // packets by an address that the tunnel has left may be on their way
 	roamAfter       = 5 * time.Second      // the time for both hosts to follow a change of the address
 	perPeer         = 4 * time.Millisecond // the first questions to many new peers are spread by so much
 	maxSpread       = 4 * time.Second

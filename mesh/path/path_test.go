@@ -148,7 +148,28 @@ func TestTheNearestAddressWins(t *testing.T) {
 		}
 	}
 	delays = []time.Duration{time.Millisecond, 30 * time.Millisecond, 50 * time.Millisecond}
+	left, span := 0, [2]time.Time{}
+	w.each = func() {
+		for i := range 2 {
+			p := w.path(i, 1-i)
+			if !p.Left.IsValid() {
+				continue
+			}
+			left |= 1 << i
+			span[1] = w.now
+			if span[0].IsZero() {
+				span[0] = w.now
+			}
+			if h := w.hosts[i]; p.Left.Addr() != w.hosts[1-i].addrs[1] || netOf(p.Endpoint.Addr()) != 0 || p.Own != h.addrs[0] {
+				t.Fatalf("host %d moved: %+v; want packets from the second address to look like those from the first", i, p)
+			}
+		}
+	}
 	w.run(othersEvery + 10*time.Second)
+	if took := span[1].Sub(span[0]); left != 1 && left != 2 || took < lateFor-time.Second || took > lateFor+time.Second {
+		t.Errorf("late packets were expected by the hosts %b, for %v; want one, for %v", left, took, lateFor)
+	}
+	w.each = nil
 	for i := range 2 {
 		if p := w.path(i, 1-i); netOf(p.Endpoint.Addr()) != 0 {
 			t.Errorf("host %d uses %v; want the address that has become the nearest, once the others were looked at", i, p.Endpoint)

@@ -263,7 +263,7 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 	}
 	r.path.Answered, r.path.Refused = now, false
 	a := q.addr
-	a.answered = now
+	a.answered, a.own = now, arrived.To.Addr()
 	a.streak++
 	if q.size != 0 {
 		if arrived.Size >= q.size && a == r.current {

@@ -23,6 +23,8 @@ type Tunnel struct {
 	PresharedKey [32]byte
 	Endpoint     netip.AddrPort   // the best known address
 	Proven       bool             // a probe of the path was answered at Endpoint
+	Left         netip.AddrPort   // the address that the path has left (path.Path.Left), for which Endpoint and Own stand now
+	Own          netip.Addr       // this host's address towards Endpoint; only with Left
 	Record       []netip.AddrPort // the addresses of its signed record
 	AllowedIPs   []netip.Prefix   // the node address and the owned slots in both families; sorted
 	Reach        Reach
@@ -90,6 +92,8 @@ func Plan(in Input) []Tunnel {
 			PresharedKey: psk,
 			Endpoint:     endpoint,
 			Proven:       proven,
+			Left:         in.Paths[id].Left,
+			Own:          in.Paths[id].Own,
 			Record:       listens(r),
 			AllowedIPs:   in.allowed(in.Owned[id]),
 			Reach:        in.Reach[id],

@@ -56,6 +56,12 @@ var golden = map[string]Config{
 			{Peer: ending("[2001:db8::2]:7001"), Relay: ending("[2001:db8::3]:7002"), Own: ending("[2001:db8::1]:40002")},
 		}
 	}),
+	"late": config(func(c *Config) {
+		c.Relays.Late = []Late{
+			{From: ending("192.0.2.2:6784"), Peer: ending("198.51.100.2:7001"), Own: netip.MustParseAddr("198.51.100.1")},
+			{From: ending("[2001:db8::2]:7001"), Peer: ending("[2001:db8:1::2]:7001"), Own: netip.MustParseAddr("2001:db8:1::1")},
+		}
+	}),
 	"policy": config(func(c *Config) {
 		c.Policy.Program, c.Policy.Exempt = shop(false), Exempt{OwnHost: true, ICMPErrors: true}
 	}),

@@ -24,6 +24,14 @@ import (
 type Relays struct {
 	Detours []Detour
 	Pairs   []Pair
+	Late    []Late
+}
+
+// Late is the way of packets that come by an address which the tunnel has left. WireGuard would follow them back, so
+// they get the addresses of the way that the tunnel uses now.
+type Late struct {
+	From, Peer netip.AddrPort // the peer's address then and now
+	Own        netip.Addr     // this host's address now
 }
 
 // Detour is a way of this host's tunnel to a peer through a relay.
@@ -47,10 +55,12 @@ type Pair [2]Leg
 const pairRate, pairBurst = 128, 16
 
 func (r Relays) equal(o Relays) bool {
-	return slices.Equal(r.Detours, o.Detours) && slices.Equal(r.Pairs, o.Pairs)
+	return slices.Equal(r.Detours, o.Detours) && slices.Equal(r.Pairs, o.Pairs) && slices.Equal(r.Late, o.Late)
 }
 
-func (r Relays) clone() Relays { return Relays{slices.Clone(r.Detours), slices.Clone(r.Pairs)} }
+func (r Relays) clone() Relays {
+	return Relays{slices.Clone(r.Detours), slices.Clone(r.Pairs), slices.Clone(r.Late)}
+}
 
 // These hooks are outside of conntrack (-200) on a host, and before it on a relay. What comes by a relay is
 // rewritten after the usual firewalls, like probes.
@@ -67,6 +77,9 @@ func (r Relays) build(port uint16) (p Program) {
 	}
 	if len(r.Pairs) > 0 {
 		p.append(r.relay(port))
+	}
+	if len(r.Late) > 0 {
+		p.append(r.late(port))
 	}
 	return p
 }
@@ -98,6 +111,21 @@ func (r Relays) host(port uint16) (p Program) {
 	p.Chains = append(p.Chains,
 		&Chain{"detours", nftables.ChainTypeRoute, nftables.ChainHookOutput, "output", outsideConntrack, out},
 		&Chain{"relayed", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in})
+	return p
+}
+
+// late returns the rules for packets by addresses that tunnels have left.
+func (r Relays) late(port uint16) (p Program) {
+	from := newJumps("late")
+	for _, l := range r.Late {
+		p.Chains = append(p.Chains, from.add(l.From, rule(sport.set(l.Peer.Port()), saddr.set(l.Peer.Addr()), daddr.set(l.Own))))
+	}
+	var in []Rule
+	p.Sets = from.sets()
+	for _, s := range p.Sets {
+		in = append(in, rule(dport.is(unix.IPPROTO_UDP, port), magic(expr.CmpOpNeq), saddr.vmapWith(sport, s)))
+	}
+	p.Chains = append(p.Chains, &Chain{"late", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in})
 	return p
 }
 

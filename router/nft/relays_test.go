@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"weft/mesh/path"
 	"weft/router/routertest"
 )
 
@@ -126,6 +127,26 @@ func (l *relayLab) forwarded(host netip.Addr, port uint16) (passed, dropped expr
 		}
 	})
 	return passed, dropped
+}
+
+// What comes by an address that the tunnel has left looks as if it came by the one that the tunnel uses. Probes do not.
+func TestLatePacketsGetTheNewAddress(t *testing.T) {
+	for _, family := range []string{"IPv4", "IPv6"} {
+		t.Run(family, func(t *testing.T) {
+			l := newRelayLab(t, family)
+			now := netip.AddrPortFrom(l.addrA.Next(), 7001)
+			late := []Late{{From: netip.AddrPortFrom(l.addrA, 6784), Peer: now, Own: l.addrB.Next()}}
+			l.b.Do(func() {
+				if err := l.kernelB.Apply(build(Config{Guard: Guard{Universe: universe, Port: 6784}, Relays: Relays{Late: late}})); err != nil {
+					t.Fatal(err)
+				}
+			})
+			was, b := netip.AddrPortFrom(l.addrA, 6784), netip.AddrPortFrom(l.addrB, 6784)
+			l.expect("data", l.sockA, b, l.sockB, now)
+			l.expect(string(path.Magic[:])+"probe", l.sockA, b, l.sockB, was)
+			l.expect("from the relay", l.sockR, b, l.sockB, netip.AddrPortFrom(l.ownB, 6784))
+		})
+	}
 }
 
 // Both hosts see each other's own address and port, whichever way packets take, also if only one of them uses the
