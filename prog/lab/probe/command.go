@@ -50,7 +50,7 @@ type prober func(context.Context, netip.Addr, Config) (Result, error)
 
 func sendCommand(proto, short string, probe prober, mesh Lookup) *cobra.Command {
 	var cfg Config
-	var asJSON, bulk, untilEOF bool
+	var asJSON, bulk, untilEOF, anyOrder bool
 	var duration time.Duration
 	cmd := &cobra.Command{
 		Use: proto + " HOST…", Short: short, Args: cobra.MinimumNArgs(1),
@@ -68,7 +68,7 @@ func sendCommand(proto, short string, probe prober, mesh Lookup) *cobra.Command 
 			if bulk {
 				return runBulk(cmd.Context(), cmd.OutOrStdout(), addrs, cfg, duration, asJSON)
 			}
-			return run(cmd.Context(), cmd.OutOrStdout(), probe, addrs, cfg, asJSON)
+			return run(cmd.Context(), cmd.OutOrStdout(), probe, addrs, cfg, asJSON, anyOrder)
 		},
 	}
 	f := cmd.Flags()
@@ -78,6 +78,7 @@ func sendCommand(proto, short string, probe prober, mesh Lookup) *cobra.Command 
 	f.IntVar(&cfg.Size, "size", 56, "bytes of payload in a message")
 	f.StringVar(&cfg.Marker, "marker", "", "text to fill the payload with")
 	f.BoolVar(&untilEOF, "until-eof", false, "end when standard input ends")
+	f.BoolVar(&anyOrder, "any-order", false, "messages may come back in another order: they do when a path becomes shorter")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	if proto != "icmp" {
 		f.Uint16VarP(&cfg.Port, "port", "p", DefaultPort, "port of weft probe listen")
@@ -143,7 +144,7 @@ func find(ctx context.Context, arg string, mesh Lookup) (netip.Addr, error) {
 }
 
 // run probes all addresses at the same time.
-func run(ctx context.Context, w io.Writer, probe prober, addrs []netip.Addr, cfg Config, asJSON bool) error {
+func run(ctx context.Context, w io.Writer, probe prober, addrs []netip.Addr, cfg Config, asJSON, anyOrder bool) error {
 	results := make([]Result, len(addrs))
 	var group errgroup.Group
 	for i, addr := range addrs {
@@ -163,6 +164,9 @@ func run(ctx context.Context, w io.Writer, probe prober, addrs []netip.Addr, cfg
 		return err
 	}
 	for _, r := range results {
+		if anyOrder {
+			r.OutOfOrder = 0
+		}
 		if !r.OK() {
 			return ErrLoss
 		}

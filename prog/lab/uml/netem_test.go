@@ -115,7 +115,7 @@ func TestTheNearestLinkIsUsed(t *testing.T) {
 			d.set("eth0", "delay", "0ms")
 			d.shows("only the second link has a delay", 150*time.Second, first, 0, 200*time.Millisecond)
 			d.stays("only the second link has a delay", 30*time.Second)
-		})
+		}, "--any-order")
 	})
 	t.Run("loss", func(t *testing.T) {
 		d := delays{l, t}

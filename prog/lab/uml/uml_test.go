@@ -178,8 +178,8 @@ func addressFails(t *testing.T, l *lab.Lab) {
 }
 
 // lossless runs step while flows of each family go from h1/c1 to h2/c1. It asserts that the flows lose no
-// message.
-func lossless(t *testing.T, l *lab.Lab, protocols []string, step func()) {
+// message. flags are more flags of weft probe.
+func lossless(t *testing.T, l *lab.Lab, protocols []string, step func(), flags ...string) {
 	t.Helper()
 	const interval, most = 10 * time.Millisecond, 4 * time.Minute
 	to := addrs(t, l, "h2/c1")
@@ -190,6 +190,7 @@ func lossless(t *testing.T, l *lab.Lab, protocols []string, step func()) {
 			"weft", "probe", proto, "--until-eof", "--count", fmt.Sprint(int(most / interval)), "--interval", interval.String(),
 			"--timeout", "6s", "--marker", marker,
 		}
+		args = append(args, flags...)
 		stdin, end := io.Pipe()
 		ends = append(ends, end)
 		go func() {
