@@ -10,6 +10,7 @@ import (
 type address struct {
 	to       netip.AddrPort
 	own      netip.Addr // at which its last answer arrived
+	detour   *detour    // nil: packets go there directly
 	learned  time.Time  // when a probe last came from it; zero: it is in the record
 	check    bool       // ask it as soon as possible
 	left     time.Time  // when the tunnel last left it, because the data of the peer came from another one
@@ -59,4 +60,17 @@ func (a *address) doubtful() int {
 		return lossyRounds
 	}
 	return 2
+}
+
+// port returns the port of this host from which packets go to the address; 0: the tunnel's.
+func (a *address) port() uint16 {
+	if a.detour == nil {
+		return 0
+	}
+	return a.detour.port
+}
+
+// sends reports whether a probe came from the address.
+func (a *address) sends(p Arrival) bool {
+	return a.to == p.From && (a.detour == nil || a.detour.port == p.To.Port())
 }

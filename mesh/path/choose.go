@@ -3,18 +3,25 @@ package path
 import (
 	"net/netip"
 	"time"
+
+	"weft/mesh/peer"
 )
 
 // use makes an address the one that the tunnel uses.
 func (r *remote) use(now time.Time, a *address) {
-	if r.current == a && r.path.Endpoint == a.to {
+	if r.current == a && (r.path.Endpoint == a.to || a.detour != nil) {
 		return
 	}
-	if r.path.Endpoint.IsValid() {
+	if r.path.Endpoint.IsValid() || r.path.Via != (peer.ID{}) {
 		r.moves = append(r.moves, now)
 	}
 	r.current, r.switched, r.wanted, r.roams = a, now, nil, 0
-	r.path.Endpoint, r.path.Left, r.path.Own = a.to, netip.AddrPort{}, netip.Addr{}
+	r.path.Left, r.path.Own, r.path.Via = netip.AddrPort{}, netip.Addr{}, peer.ID{}
+	if a.detour != nil {
+		r.path.Via, r.directAt = a.detour.relay, now.Add(downGap) // WireGuard's endpoint stays as it is
+	} else {
+		r.path.Endpoint = a.to
+	}
 	r.mtu = search{}
 	r.path.MTU = 0                    // it was another path's
 	r.calmAt = minTime(r.calmAt, now) // the peer learns the choice from the next question
@@ -34,9 +41,13 @@ func (r *remote) choose(now time.Time, a *address) {
 		}
 	case !r.alarm.IsZero() && r.fails(now, cur) && r.rounds >= cur.doubtful() && !a.answered.Before(r.alarm):
 		r.use(now, a) // the one in use fails
-	case r.roams >= maxRoams && r.alarm.IsZero() && a.to == r.traffic.Endpoint:
+	case r.roams >= maxRoams && a.detour == nil && r.alarm.IsZero() && a.to == r.traffic.Endpoint:
 		cur.left = now
 		r.use(now, a)
+	case cur.detour != nil || a.detour != nil:
+		if r.first && r.alarm.IsZero() && a.detour == nil && r.worksAgain(now, a) {
+			r.use(now, a)
+		}
 	case r.first && r.alarm.IsZero() && now.Sub(a.left) > flappingSpan && r.nearer(now, a):
 		r.use(now, a)
 		if cur.to.Addr().Is4() == a.to.Addr().Is4() {
@@ -70,7 +81,7 @@ func (r *remote) nearer(now time.Time, a *address) bool {
 // in use, the peer's routes have chosen that one, and WireGuard goes back to it each time. Then the tunnel
 // should use it, if it answers questions. The other host follows the address from which questions come.
 func (r *remote) roamed(now time.Time, from netip.AddrPort) {
-	if !from.IsValid() {
+	if !from.IsValid() || r.detoured() { // what comes over a relay looks as if it came from Endpoint
 		return
 	}
 	a := r.learn(now, from)

@@ -74,6 +74,7 @@ func (r *remote) due(now time.Time, out []Send) []Send {
 			}
 		}
 	}
+	out = r.tend(now, r.seekDirect(now, out))
 	for _, a := range r.addrs {
 		if a.check {
 			a.check = false
@@ -136,6 +137,7 @@ func (r *remote) round(now time.Time, out []Send) []Send {
 		r.giveUp(now)
 	}
 	r.rounds++
+	r.seek(now)
 	r.next = now.Add(r.gap())
 	if r.current != nil {
 		out = r.ask(now, out, r.current, 0)
@@ -221,7 +223,7 @@ func (r *remote) ask(now time.Time, out []Send, a *address, size int) []Send {
 		return out
 	}
 	r.asks = append(r.asks, ask{id: m.id, at: now, addr: a, size: size})
-	return append(out, Send{To: a.to, Payload: payload, Size: size, id: m.id, peer: r.ID})
+	return append(out, Send{To: a.to, Port: a.port(), Payload: payload, Size: size, id: m.id, peer: r.ID})
 }
 
 // nextAt returns when due has something to do.
@@ -261,6 +263,7 @@ func (r *remote) nextAt() time.Time {
 			take(list[0].Add(flappingSpan + 1)) // it no longer counts
 		}
 	}
+	r.tendAt(take)
 	for _, a := range r.addrs {
 		if a.check {
 			take(r.path.Since) // at once

@@ -10,15 +10,21 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"weft/mesh/peer"
 )
 
 // Magic is how each probe begins. WireGuard's messages begin with 1 to 4, and both kinds of WireGuard
-// silently drop others.
-var Magic = [4]byte{'w', 'e', 'f', 't'}
+// silently drop others. The fourth byte says whether a relay forwards the probe, as it forwards WireGuard's packets
+// from the same port, or whether the probe is for the relay itself.
+var Magic = [3]byte{'w', 'e', 'f'}
+
+const forwarded, toRelay = 't', 'r'
 
 // A probe on the wire:
 //
-//	 4 bytes  Magic
+//	 3 bytes  Magic
+//	 1        forwarded or toRelay
 //	 8        mark: tells the receiver whose key opens the probe
 //	12        nonce, random
 //	54        the body, sealed with AES-256-GCM
@@ -27,26 +33,33 @@ var Magic = [4]byte{'w', 'e', 'f', 't'}
 const (
 	markSize  = 8
 	nonceSize = 12
-	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + reserved
+	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + 8 + 8 + reserved
 	tagSize   = 16
-	reserved  = 26 // bytes of the body that later versions may use
+	reserved  = 10 // bytes of the body that later versions may use
 
 	// messageSize is the size of a probe without padding.
-	messageSize = len(Magic) + markSize + nonceSize + bodySize + tagSize
+	messageSize = head + nonceSize + bodySize + tagSize
+
+	// head is the size of what travels in the clear, without the nonce.
+	head = len(Magic) + 1 + markSize
 )
 
 // kind tells questions from answers.
 type kind uint8
 
 const (
-	question kind = 1
-	answer   kind = 2
+	question   kind = 1
+	answer     kind = 2
+	register   kind = 3 // asks a relay to forward to a peer what comes from this port
+	registered kind = 4 // answers it
+	invite     kind = 5 // a relay asks a host to register for a peer
 )
 
 // Flags of a probe.
 const (
-	flagChosen uint8 = 1 << iota // a question: the sender's tunnel uses this pair of addresses
-	flagDeaf                     // a question: the sender's last questions were not answered
+	flagChosen  uint8 = 1 << iota // a question: the sender's tunnel uses this pair of addresses
+	flagDeaf                      // a question: the sender's last questions were not answered
+	flagRefused                   // the sender does not relay
 )
 
 // message is the content of a probe. Fields that a version does not know stay zero.
@@ -59,6 +72,9 @@ type message struct {
 	mtu   uint16 // the path MTU that the sender has measured; 0: none
 	rtt   time.Duration
 	loss  uint16 // parts of 10,000
+	// What comes from the source of a registration is for peer. The cookie is the relay's.
+	peer   peer.ID
+	cookie uint64
 }
 
 // Key seals and opens the probes between this host and one peer.
@@ -98,13 +114,19 @@ func derive(shared []byte, from, to [32]byte) (aead cipher.AEAD, mark [markSize]
 // seal returns a message as it travels. Its nonce comes from random.
 func (k Key) seal(m message, random io.Reader) ([]byte, error) {
 	out := make([]byte, 0, messageSize)
-	out = append(append(out, Magic[:]...), k.outMark[:]...)
+	out = append(out, Magic[:]...)
+	if m.kind == register || m.kind == registered {
+		out = append(out, toRelay)
+	} else {
+		out = append(out, forwarded)
+	}
+	out = append(out, k.outMark[:]...)
 	out = out[:len(out)+nonceSize]
 	nonce := out[len(out)-nonceSize:]
 	if _, err := io.ReadFull(random, nonce); err != nil {
 		return nil, fmt.Errorf("path: reading random bytes: %w", err)
 	}
-	return k.out.Seal(out, nonce, m.encode(), out[:len(Magic)+markSize]), nil
+	return k.out.Seal(out, nonce, m.encode(), out[:head]), nil
 }
 
 // markOf returns the mark of a probe; false if it cannot be a probe.
@@ -112,7 +134,7 @@ func markOf(b []byte) (mark [markSize]byte, ok bool) {
 	if len(b) < messageSize || !bytes.HasPrefix(b, Magic[:]) {
 		return mark, false
 	}
-	copy(mark[:], b[len(Magic):])
+	copy(mark[:], b[len(Magic)+1:])
 	return mark, true
 }
 
@@ -121,7 +143,6 @@ func (k Key) open(b []byte) (message, bool) {
 	if mark, ok := markOf(b); !ok || mark != k.inMark {
 		return message{}, false
 	}
-	head := len(Magic) + markSize
 	body, err := k.in.Open(nil, b[head:head+nonceSize], b[head+nonceSize:messageSize], b[:head])
 	if err != nil {
 		return message{}, false
@@ -138,6 +159,8 @@ func (m message) encode() []byte {
 	b = binary.BigEndian.AppendUint16(b, m.mtu)
 	b = binary.BigEndian.AppendUint32(b, uint32(min(m.rtt.Microseconds(), 1<<32-1)))
 	b = binary.BigEndian.AppendUint16(b, m.loss)
+	b = append(b, m.peer[:]...)
+	b = binary.BigEndian.AppendUint64(b, m.cookie)
 	return append(b, make([]byte, reserved)...)
 }
 
@@ -150,5 +173,7 @@ func decode(b []byte) (m message, ok bool) {
 	m.id, m.stamp = binary.BigEndian.Uint64(b[2:]), int64(binary.BigEndian.Uint64(b[10:]))
 	m.size, m.mtu = binary.BigEndian.Uint16(b[18:]), binary.BigEndian.Uint16(b[20:])
 	m.rtt, m.loss = time.Duration(binary.BigEndian.Uint32(b[22:]))*time.Microsecond, binary.BigEndian.Uint16(b[26:])
-	return m, m.kind == question || m.kind == answer
+	copy(m.peer[:], b[28:])
+	m.cookie = binary.BigEndian.Uint64(b[36:])
+	return m, m.kind >= question && m.kind <= invite
 }

@@ -48,8 +48,10 @@ type Path struct {
 	Endpoint netip.AddrPort
 	// Left is the address that the tunnel has just left for a nearer one, of the same family. WireGuard would follow
 	// packets that are on their way from there: they must look as if they came from Endpoint, to Own. Invalid: none.
-	Left     netip.AddrPort
-	Own      netip.Addr
+	Left netip.AddrPort
+	Own  netip.Addr
+	// Via is the relay over which packets travel, see Way; zero: they go to Endpoint directly.
+	Via      peer.ID
 	RTT      time.Duration // smoothed; 0: not measured
 	Loss     float64       // of the last probes: 0 to 1
 	Measured bool          // whether RTT and Loss come from probes
@@ -103,6 +105,7 @@ type Arrival struct {
 type Send struct {
 	To      netip.AddrPort
 	From    netip.Addr // invalid: the kernel chooses
+	Port    uint16     // of this host; 0: the tunnel's
 	Payload []byte
 	Size    int // of the IP packet, padded; 0: no padding
 	id      uint64
@@ -156,6 +159,10 @@ const Flapping = 10
 type Config struct {
 	Self   peer.ID
 	Random io.Reader
+	// Relays returns the relays in a row over which a peer should be reached, without those to avoid. Nil: none are used.
+	Relays func(to peer.ID, avoid func(peer.ID) bool) []peer.ID
+	// Refuses means that this host is no relay.
+	Refuses bool
 }
 
 // Prober measures the paths to all peers.
@@ -166,11 +173,18 @@ type Prober struct {
 	version uint64
 	last    int64     // the stamp of the last probe
 	next    time.Time // nothing is due before; zero: it is not known
+	outbox  []Send    // is due at once
+
+	// This host as a relay, see serve.go.
+	legs   map[legOf]*leg
+	secret [32]byte // makes cookies
 }
 
 // New makes a Prober without peers.
 func New(cfg Config) *Prober {
-	return &Prober{cfg: cfg, peers: map[peer.ID]*remote{}, byMark: map[[markSize]byte]*remote{}}
+	p := &Prober{cfg: cfg, peers: map[peer.ID]*remote{}, byMark: map[[markSize]byte]*remote{}, legs: map[legOf]*leg{}}
+	_, _ = cfg.Random.Read(p.secret[:]) // the kernel's random numbers never end
+	return p
 }
 
 // Version grows whenever a State, an Endpoint or an MTU changes.
@@ -245,11 +259,19 @@ func (p *Prober) Receive(now time.Time, a Arrival) (Send, bool) {
 		return Send{}, false
 	}
 	defer p.wake(r)
-	if m.kind == answer {
+	switch m.kind {
+	case question:
+		return r.asked(now, a, m)
+	case answer:
 		r.answered(now, a, m)
-		return Send{}, false
+	case register:
+		return p.serve(now, a, r, m)
+	case registered:
+		p.registered(now, a, r, m)
+	case invite:
+		p.invited(now, r, m)
 	}
-	return r.asked(now, a, m)
+	return Send{}, false
 }
 
 // Failed tells that the kernel refused to send a probe. firewall means that a rule of this host did.
@@ -281,6 +303,8 @@ func (p *Prober) Due(now time.Time) (out []Send) {
 		return nil
 	}
 	p.next = now.Add(idleEvery)
+	p.forgetLegs(now)
+	out, p.outbox = p.outbox, nil
 	for _, r := range p.peers {
 		if !now.Before(r.wakeAt) {
 			out = r.due(now, out)

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"weft/mesh/peer"
 )
 
 // remote is a peer, as the state machine sees it.
@@ -44,6 +46,8 @@ type remote struct {
 	changes     []time.Time
 	moves       []time.Time // of the endpoint, and of the MTU that the peer told
 	mtu         search
+	directAt    time.Time             // when the direct addresses are asked next, while a relay is used
+	avoided     map[peer.ID]time.Time // relays that did not help
 }
 
 // ask is a question without an answer.
@@ -76,6 +80,10 @@ func (r *remote) configure(now time.Time, c Remote, moved bool, spread time.Dura
 		next = append(next, a)
 	}
 	for _, a := range r.addrs {
+		if a.detour != nil {
+			next = append(next, a)
+			continue
+		}
 		if !a.learned.IsZero() && now.Sub(a.learned) < learnedFor && !slices.Contains(next, a) || a == r.current && !slices.Contains(next, a) {
 			if a.learned.IsZero() {
 				a.learned = now // it left the record, and goes as soon as another one works
@@ -97,7 +105,7 @@ func (r *remote) configure(now time.Time, c Remote, moved bool, spread time.Dura
 
 func (r *remote) find(to netip.AddrPort) *address {
 	for _, a := range r.addrs {
-		if a.to == to {
+		if a.to == to && a.detour == nil {
 			return a
 		}
 	}
@@ -170,6 +178,9 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		}
 	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():
 		r.sentSince = now
+		if now.Sub(r.path.Answered) > unansweredAfter {
+			r.endsAt = now // ask at once
+		}
 	default:
 		return false
 	}
@@ -251,7 +262,7 @@ func (r *remote) set(now time.Time, s State) {
 func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 	// An answer comes from the address that was asked: a question that somebody diverts to another address of
 	// the peer proves nothing.
-	i := slices.IndexFunc(r.asks, func(q ask) bool { return q.id == m.id && q.addr.to == arrived.From })
+	i := slices.IndexFunc(r.asks, func(q ask) bool { return q.id == m.id && q.addr.sends(arrived) })
 	if i < 0 || now.Sub(r.asks[i].at) >= forgetAfter {
 		return
 	}
@@ -262,6 +273,9 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.stamp = m.stamp
 	}
 	r.path.Answered, r.path.Refused = now, false
+	if q.addr == r.current && r.alarm.IsZero() && q.at.Sub(r.sentSince) >= 0 {
+		r.sentSince = time.Time{}
+	}
 	a := q.addr
 	a.answered, a.own = now, arrived.To.Addr()
 	a.streak++
@@ -291,16 +305,34 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 	r.tell()
 }
 
+// source returns the address from which a probe came, as a candidate. Nil: it came by a way that is not known any more.
+func (r *remote) source(now time.Time, arrived Arrival) *address {
+	for _, a := range r.detours() {
+		if a.sends(arrived) {
+			a.detour.until = now.Add(detourFor)
+			return a
+		}
+	}
+	if port := arrived.To.Port(); port >= firstPort && port < firstPort+portCount {
+		return nil
+	}
+	return r.learn(now, arrived.From)
+}
+
 // asked takes a question of the peer, and returns the answer.
 func (r *remote) asked(now time.Time, arrived Arrival, m message) (Send, bool) {
+	from := r.source(now, arrived)
+	if from == nil {
+		return Send{}, false
+	}
 	if m.stamp > r.stamp {
 		r.stamp = m.stamp
 		r.path.Asked, r.capable = now, true
 		r.hear(now)
-		r.heed(now, arrived, m)
+		r.heed(now, from, m)
 	}
 	out := message{kind: answer, id: m.id, stamp: r.prober.stamp(now)}
-	s := Send{To: arrived.From, From: arrived.To.Addr(), Payload: r.prober.seal(r, out), peer: r.ID}
+	s := Send{To: arrived.From, From: arrived.To.Addr(), Port: from.port(), Payload: r.prober.seal(r, out), peer: r.ID}
 	if m.size != 0 { // a measurement of the MTU: the way back counts as well
 		s.Size = min(int(m.size), arrived.Size)
 	}
@@ -308,8 +340,7 @@ func (r *remote) asked(now time.Time, arrived Arrival, m message) (Send, bool) {
 }
 
 // heed takes what a fresh question says.
-func (r *remote) heed(now time.Time, arrived Arrival, m message) {
-	a := r.learn(now, arrived.From)
+func (r *remote) heed(now time.Time, a *address, m message) {
 	if m.flags&flagDeaf != 0 {
 		r.raise(now, true, r.recent(now))
 		a.check = true

@@ -40,6 +40,7 @@ type host struct {
 	busy    map[peer.ID]bool // sends data all the time
 	mute    bool             // does not probe at all
 	walled  bool             // its own firewall refuses to send
+	down    bool             // it relays nothing
 	// source returns the address from which the host sends to an address; nil: the one in the same network.
 	source func(netip.Addr) netip.Addr
 }
@@ -132,7 +133,7 @@ func (w *world) send(h *host, s Send) {
 		h.Failed(w.now, s, true)
 		return
 	}
-	from := s.From
+	from, source := s.From, cmp.Or(s.Port, port)
 	if !from.IsValid() && h.source != nil {
 		from = h.source(s.To.Addr())
 	}
@@ -150,10 +151,33 @@ func (w *world) send(h *host, s Send) {
 		return
 	}
 	if ok, delay := w.link(from, s.To.Addr(), size); ok {
-		f := flight{w.now.Add(delay), to, Arrival{netip.AddrPortFrom(from, port), s.To, s.Payload, size}}
+		a := Arrival{netip.AddrPortFrom(from, source), s.To, s.Payload, size}
+		if l, relayed := to.forwards(a); relayed {
+			ok, more := w.link(l.Own.Addr(), l.Host.Addr(), size)
+			if !ok {
+				return
+			}
+			to, a.From, a.To, delay = w.byAddr[l.Host.Addr()], l.Own, l.Host, delay+more
+		}
+		f := flight{w.now.Add(delay), to, a}
 		i, _ := slices.BinarySearchFunc(w.flights, f, func(a, b flight) int { return cmp.Or(a.at.Compare(b.at), -1) })
 		w.flights = slices.Insert(w.flights, i, f)
 	}
+}
+
+// forwards returns the leg by which the kernel of a relay forwards a packet.
+func (h *host) forwards(a Arrival) (Leg, bool) {
+	if h.down || a.Payload[len(Magic)] != forwarded {
+		return Leg{}, false
+	}
+	for _, p := range h.Pairs() {
+		for i, l := range p.Legs {
+			if l.Host == a.From && l.Own == a.To {
+				return p.Legs[1-i], true
+			}
+		}
+	}
+	return Leg{}, false
 }
 
 // run lets time pass.
@@ -219,7 +243,13 @@ func (w *world) traffic() {
 			if !p.Endpoint.IsValid() {
 				continue
 			}
-			if h.addrs[p.Endpoint.Addr().As4()[1]%byte(len(h.addrs))].IsValid() {
+			if relay := w.byID(p.Via); relay != nil {
+				there, _ := w.link(h.addrs[0], relay.addrs[0], 1000)
+				on, _ := w.link(relay.addrs[0], o.addrs[0], 1000)
+				if there && on && !relay.down {
+					o.count(h).Received += 1000
+				}
+			} else if h.addrs[p.Endpoint.Addr().As4()[1]%byte(len(h.addrs))].IsValid() {
 				from := h.addrs[int(p.Endpoint.Addr().As4()[1])%len(h.addrs)]
 				if ok, _ := w.link(from, p.Endpoint.Addr(), 1000); ok && w.byAddr[p.Endpoint.Addr()] == o {
 					o.count(h).Received += 1000
@@ -239,6 +269,15 @@ func (w *world) traffic() {
 			h.next = h.Next()
 		}
 	}
+}
+
+func (w *world) byID(id peer.ID) *host {
+	for _, h := range w.hosts {
+		if h.id == id {
+			return h
+		}
+	}
+	return nil
 }
 
 func (h *host) count(o *host) *Traffic {

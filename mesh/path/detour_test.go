@@ -1,0 +1,113 @@
+package path
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"weft/mesh/peer"
+)
+
+// relayWorld makes hosts with an address each, of which the others are relays, and cuts the link between the first two
+// while cut is set.
+func relayWorld(t *testing.T, hosts int, cut *bool) *world {
+	w := newWorld(t, hosts, 1)
+	w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+		a, b := w.byAddr[from], w.byAddr[to]
+		both := a == w.hosts[0] && b == w.hosts[1] || a == w.hosts[1] && b == w.hosts[0]
+		return !both || !*cut, time.Millisecond
+	}
+	for _, h := range w.hosts {
+		h.cfg.Relays = func(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
+			for _, o := range w.hosts {
+				if o.id != to && o != h && !avoid(o.id) {
+					return []peer.ID{o.id}
+				}
+			}
+			return nil
+		}
+	}
+	w.configure(false)
+	w.hosts[0].busy[w.hosts[1].id], w.hosts[1].busy[w.hosts[0].id] = true, true
+	w.run(20 * time.Second)
+	return w
+}
+
+// uses returns the relay that two hosts use both ways; -1: none.
+func (w *world) uses(i, k int) int {
+	a, b := w.path(i, k), w.path(k, i)
+	for n, h := range w.hosts {
+		if h.id == a.Via && a.Via == b.Via && a.State == Direct && b.State == Direct {
+			return n
+		}
+	}
+	return -1
+}
+
+// until runs the world until a condition holds, and returns how long that took.
+func (w *world) until(limit time.Duration, what string, is func() bool) time.Duration {
+	w.t.Helper()
+	start := w.now
+	for !is() {
+		if w.now.Sub(start) > limit {
+			w.t.Fatalf("not within %v: %s; the paths are %+v and %+v", limit, what, w.path(0, 1), w.path(1, 0))
+		}
+		w.run(10 * time.Millisecond)
+	}
+	return w.now.Sub(start)
+}
+
+// A link is cut under traffic: the hosts use a relay soon, and go back once the link works again.
+func TestARelayReplacesACutLink(t *testing.T) {
+	for phase := range 10 {
+		cut := false
+		w := relayWorld(t, 3, &cut)
+		w.run(time.Duration(phase) * 77 * time.Millisecond)
+		for range 3 {
+			cut = true
+			took := w.until(1700*time.Millisecond, "both hosts use the relay", func() bool { return w.uses(0, 1) == 2 })
+			w.run(3 * time.Minute)
+			if w.uses(0, 1) != 2 {
+				t.Errorf("the tunnel left the relay though the link is cut: %+v", w.path(0, 1))
+			}
+			if n := len(w.hosts[2].Pairs()); n != 1 {
+				t.Errorf("the relay has %d pairs, want 1", n)
+			}
+			cut = false
+			back := w.until(20*time.Second, "both hosts use the link again", func() bool {
+				return w.path(0, 1).Via == peer.ID{} && w.path(1, 0).Via == peer.ID{}
+			})
+			t.Logf("phase %d: the relay is used after %v, the link again after %v", phase, took, back)
+			w.run(2 * time.Minute)
+			if n := len(w.hosts[2].Pairs()) + len(w.hosts[0].Ways()) + len(w.hosts[1].Ways()); n != 0 {
+				t.Errorf("two minutes later %d ways are left, want none", n)
+			}
+		}
+	}
+}
+
+// A relay fails while it is used: another one takes over.
+func TestAnotherRelayTakesOver(t *testing.T) {
+	cut := true
+	w := relayWorld(t, 4, &cut)
+	if w.uses(0, 1) != 2 {
+		t.Fatalf("the paths are %+v and %+v, want the first relay", w.path(0, 1), w.path(1, 0))
+	}
+	w.hosts[2].down, w.hosts[2].mute = true, true
+	took := w.until(3*time.Second, "both hosts use the other relay", func() bool { return w.uses(0, 1) == 3 })
+	t.Logf("after %v", took)
+}
+
+// A host that refuses to relay is not used.
+func TestAHostMayRefuseToRelay(t *testing.T) {
+	cut := true
+	w := relayWorld(t, 3, &cut)
+	w.hosts[2].cfg.Refuses = true
+	w.run(2 * time.Minute)
+	if p := w.path(0, 1); p.State != Deaf || p.Via != (peer.ID{}) {
+		t.Errorf("the path is %+v, want a failed one without a relay", p)
+	}
+	if n := len(w.hosts[2].Pairs()); n != 0 {
+		t.Errorf("the relay has %d pairs, want none", n)
+	}
+}
