@@ -40,7 +40,7 @@ func TestProbesPassBesideTheTunnel(t *testing.T) {
 	}
 	send := func(c *probe.Conn, to, text string, size int) {
 		t.Helper()
-		if err := c.Send(netip.MustParseAddrPort(to), netip.Addr{}, append(path.Magic[:], text...), size); err != nil {
+		if err := c.Send(netip.MustParseAddrPort(to), netip.AddrPort{}, append(path.Magic[:], text...), size); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -54,6 +54,7 @@ type Config struct {
 	Endpoints  []endpoint.Endpoint
 	Exposed    bool // the overlay is reachable from outside through this host
 	Hosts      nft.Hosts
+	Relays     nft.Relays
 	Resolver   bool // a name server listens on the node addresses
 	IPv6       bool
 	// If Unconfirmed is set, WireGuard's configuration stays as it is: another host may have the
@@ -155,23 +156,7 @@ func (r *Router) Dropped(d policy.Direction) (uint64, error) { return r.kernel.D
 func (r *Router) loadTable(c Config) error {
 	v4, v6 := c.node()
 	guard := nft.Guard{Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Port: c.Port, Resolver: c.Resolver, Hosts: c.Hosts}
-	return r.kernel.Apply(r.builder.Build(nft.Config{Guard: guard, Policy: *r.policy, Relays: nft.Relays{Late: c.late()}}))
-}
-
-// late returns whose packets may be on their way by an address that their tunnel has left. An address that another
-// tunnel uses or has left is that one's.
-func (c Config) late() (out []nft.Late) {
-	uses := map[netip.AddrPort]int{}
-	for _, t := range c.Tunnels {
-		uses[t.Endpoint]++
-		uses[t.Left]++
-	}
-	for _, t := range c.Tunnels {
-		if t.Left.IsValid() && uses[t.Left] == 1 {
-			out = append(out, nft.Late{From: t.Left, Peer: t.Endpoint, Own: t.Own})
-		}
-	}
-	return out
+	return r.kernel.Apply(r.builder.Build(nft.Config{Guard: guard, Policy: *r.policy, Relays: c.Relays}))
 }
 
 // Apply makes the kernel match a configuration.

@@ -21,6 +21,9 @@ var Magic = [3]byte{'w', 'e', 'f'}
 
 const forwarded, toRelay = 't', 'r'
 
+// ForRelays is how probes for a relay itself begin.
+var ForRelays = [4]byte{Magic[0], Magic[1], Magic[2], toRelay}
+
 // A probe on the wire:
 //
 //	 3 bytes  Magic

@@ -181,7 +181,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 		return err
 	}
 	p.datapath = datapath.New(datapath.Config{
-		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Paths: &p.measure.Value, Underlay: p.underlay,
+		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Paths: &p.measure.Value, Relayed: &p.measure.Relayed, Underlay: p.underlay,
 		Router: p.router, PresharedKey: p.pairs.Key, Empty: p.rules.source.Empty, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,
 		Tried: r.board.Wake, Log: log, Fixed: plan.Fixed{
 			PrivateKey: t.Keys.WireGuard, Port: o.Port, GossipPort: o.GossipPort, MTU: o.MTU, IPv6: r.ipv6, Resolver: !o.DNS.Off,

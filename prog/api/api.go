@@ -100,6 +100,7 @@ type Target struct {
 // The states of a connection.
 const (
 	ConnDirect  = "direct"  // packets travel both ways
+	ConnRelayed = "relayed" // packets travel both ways over another host, see Via
 	ConnPending = "pending" // not measured yet
 	ConnBlocked = "blocked" // the tunnel's UDP port does not answer, though gossip does
 	ConnOneWay  = "one-way" // packets travel in one direction only, see Info
@@ -113,6 +114,7 @@ type Connection struct {
 	Address   netip.AddrPort `json:"address"`
 	State     string         `json:"state"`
 	Info      string         `json:"info"`
+	Via       string         `json:"via,omitempty"` // the nickname of the relay
 	Peer      string         `json:"peer"`
 	Nickname  string         `json:"nickname"`
 	Gossip    bool           `json:"gossip"`              // whether gossip reaches the peer

@@ -16,17 +16,17 @@ ROUND TRIP and LOSS come from the agent's probes (- while nothing is measured). 
 packet of the overlay that goes to the peer. HANDSHAKE is the age of WireGuard's last handshake.
 RECEIVED and SENT are bytes, and bytes per second.
 
-States: direct (packets travel both ways), pending (not measured yet), blocked (WireGuard's UDP port
+States: direct (packets travel both ways), relayed (they do, over another host: see INFO), pending (not measured yet), blocked (WireGuard's UDP port
 does not answer, though gossip does), one-way (the peer does not hear this host), silent (nothing
 comes from the peer), failed (no tunnel is possible; see INFO).`
 
 // connectionStates has the states of connections, in the order in which they are counted.
-var connectionStates = []string{api.ConnDirect, api.ConnPending, api.ConnBlocked, api.ConnOneWay, api.ConnSilent, api.ConnFailed}
+var connectionStates = []string{api.ConnDirect, api.ConnRelayed, api.ConnPending, api.ConnBlocked, api.ConnOneWay, api.ConnSilent, api.ConnFailed}
 
 // direct returns the number of tunnels through which packets travel both ways.
 func direct(list []api.Connection) (n int) {
 	for _, c := range list {
-		if c.State == api.ConnDirect {
+		if c.State == api.ConnDirect || c.State == api.ConnRelayed {
 			n++
 		}
 	}

@@ -15,6 +15,8 @@ import (
 // These limit the probes that the kernel copies to the agent, in packets per second; each limit lets
 // bursts of burst packets pass.
 const (
+	probeChain = "probe" // copies probes within these limits
+
 	limitSource, burstSource = 50, 100    // of one source address
 	limitPeers, burstPeers   = 5000, 5000 // of all known peers together
 	limitOthers, burstOthers = 1000, 1000 // of all other sources together
@@ -50,19 +52,22 @@ func (g Guard) probes(h hostSets) (p Program) {
 	}
 	rules := append(append(limits, known...), rule(limited(limitOthers, burstOthers), copied()))
 	p.Chains = []*Chain{
-		{Name: "probe", Rules: rules},
+		{Name: probeChain, Rules: rules},
 		{"probes", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 200, []Rule{
-			rule(dport.is(unix.IPPROTO_UDP, g.Port), magic(expr.CmpOpEq), notIif(tunnel), notIif(endpoints), goTo("probe")),
+			rule(dport.is(unix.IPPROTO_UDP, g.Port), magic(expr.CmpOpEq), notIif(tunnel), notIif(endpoints), goTo(probeChain)),
 		}},
 	}
 	return p
 }
 
 // magic matches the beginning of the payload of a probe, or of anything else.
-func magic(op expr.CmpOp) part {
-	return part{fmt.Sprintf("@th,64,32 %s%#x", sign(op), path.Magic[:]), []expr.Any{
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 8, Len: uint32(len(path.Magic))},
-		compare(op, path.Magic[:]),
+func magic(op expr.CmpOp) part { return beginning(op, path.Magic[:]) }
+
+// beginning matches the beginning of UDP's payload.
+func beginning(op expr.CmpOp, text []byte) part {
+	return part{fmt.Sprintf("@th,64,%d %s%#x", 8*len(text), sign(op), text), []expr.Any{
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 8, Len: uint32(len(text))},
+		compare(op, text),
 	}}
 }
 

@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"weft/mesh/path"
 )
 
 // Relays configures the section that carries WireGuard's packets over relays. The packets stay sealed: the rules
@@ -88,8 +90,9 @@ func (p *Program) append(o Program) {
 	p.Sets, p.Chains = append(p.Sets, o.Sets...), append(p.Chains, o.Chains...)
 }
 
-// host returns the rules of a host whose tunnels use relays. Probes have magic numbers of their own, and are left
-// alone: they measure the direct path meanwhile.
+// host returns the rules of a host whose tunnels use relays. Probes from the tunnel's port are left alone: they measure
+// the direct path meanwhile. Probes that come by a relay go to the agent as they are. So an answer to one proves that
+// WireGuard's packets are accepted there too.
 func (r Relays) host(port uint16) (p Program) {
 	to, from := newJumps("detours"), newJumps("relayed")
 	for _, d := range r.Detours {
@@ -99,13 +102,14 @@ func (r Relays) host(port uint16) (p Program) {
 		}
 		// The relay sends from one port, so its address and this host's port are the key.
 		p.Chains = append(p.Chains, from.add(netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()),
+			rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), magic(expr.CmpOpEq), goTo(probeChain)),
 			rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), sport.set(d.Peer.Port()), dport.set(port), saddr.set(d.Peer.Addr()))))
 	}
 	var out, in []Rule
 	leaving, arriving := to.sets(), from.sets()
 	for i := range leaving {
 		out = append(out, rule(sport.is(unix.IPPROTO_UDP, port), magic(expr.CmpOpNeq), daddr.vmapWith(dport, leaving[i])))
-		in = append(in, rule(implied(l4proto(unix.IPPROTO_UDP)), magic(expr.CmpOpNeq), saddr.vmapWith(dport, arriving[i])))
+		in = append(in, rule(notIif(tunnel), notIif(endpoints), implied(l4proto(unix.IPPROTO_UDP)), saddr.vmapWith(dport, arriving[i])))
 	}
 	p.Sets = slices.Concat(leaving, arriving)
 	p.Chains = append(p.Chains,
@@ -130,7 +134,7 @@ func (r Relays) late(port uint16) (p Program) {
 }
 
 // relay returns the rules of a relay. Only what comes from a known host, from the port that stands for the other
-// one, is forwarded; all else is this host's own.
+// one, is forwarded; all else is this host's own, like probes for the relay itself.
 func (r Relays) relay(port uint16) (p Program) {
 	from, to := newJumps("relay"), newJumps("leaving")
 	for _, pair := range r.Pairs {
@@ -145,7 +149,7 @@ func (r Relays) relay(port uint16) (p Program) {
 	var in, out []Rule
 	arriving, leaving := from.sets(), to.sets()
 	for i := range arriving {
-		in = append(in, rule(dport.is(unix.IPPROTO_UDP, port), saddr.vmapWith(sport, arriving[i])))
+		in = append(in, rule(notIif(tunnel), notIif(endpoints), dport.is(unix.IPPROTO_UDP, port), beginning(expr.CmpOpNeq, path.ForRelays[:]), saddr.vmapWith(sport, arriving[i])))
 		out = append(out, rule(untracked(), implied(l4proto(unix.IPPROTO_UDP)), daddr.vmapWith(dport, leaving[i])))
 	}
 	p.Sets = slices.Concat(arriving, leaving)

@@ -34,7 +34,7 @@ func BenchmarkProbe(b *testing.B) {
 				return func(d probe.Datagram) {
 					if n.Add(1) >= int64(b.N) {
 						stop()
-					} else if err := h.conn.Send(dst, d.To.Addr(), text, 0); err != nil {
+					} else if err := h.conn.Send(dst, d.To, text, 0); err != nil {
 						b.Error(err)
 						stop()
 					}
@@ -82,7 +82,7 @@ func unlimited(b *testing.B, h *host) {
 		}
 		chain probes {
 			type filter hook input priority 200;
-			udp dport %d @th,64,32 %#x iifname != "weft" iifname != "weft-*" goto probe
+			udp dport %d @th,64,24 %#x iifname != "weft" iifname != "weft-*" goto probe
 		}
 	}`, probe.Group, probe.Snapshot, port, path.Magic[:]))
 }

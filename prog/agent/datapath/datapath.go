@@ -58,6 +58,7 @@ type Config struct {
 	NodeAddr live.Reader[slot.Slot]
 	Attached live.Reader[[]attach.Endpoint]
 	Paths    live.Reader[measure.Paths]
+	Relayed  live.Reader[measure.Relayed]
 	Settings live.Reader[settings.Values]
 	Underlay Underlay
 	Router   Router
@@ -168,9 +169,10 @@ func (d *Datapath) desired(v *view.View, attached []attach.Endpoint) (plan.Plan,
 		return plan.Plan{}, err
 	}
 	defer done()
+	relayed := d.cfg.Relayed.Get()
 	return plan.Desired(plan.Inputs{
 		View: v, Node: d.cfg.NodeAddr.Get(), LinkMTU: d.linkMTU(), Endpoints: attached, Settings: d.cfg.Settings.Get(),
-		Route: route, PresharedKey: d.cfg.PresharedKey, Paths: d.cfg.Paths.Get(), Fixed: d.cfg.Fixed,
+		Route: route, PresharedKey: d.cfg.PresharedKey, Paths: d.cfg.Paths.Get(), Ways: relayed.Ways, Pairs: relayed.Pairs, Fixed: d.cfg.Fixed,
 	}), nil
 }
 

@@ -85,7 +85,7 @@ func newFixture() *fixture {
 	f.node.Set(1)
 	f.host.Set(underlay.Host{MTUs: []uint32{1500}})
 	f.Datapath = New(Config{
-		View: &f.view, Host: &f.host, NodeAddr: &f.node, Attached: &f.attached, Settings: &f.settings, Paths: &live.Value[measure.Paths]{}, Underlay: &f.network, Router: &f.kernel,
+		View: &f.view, Host: &f.host, NodeAddr: &f.node, Attached: &f.attached, Settings: &f.settings, Paths: &live.Value[measure.Paths]{}, Relayed: &live.Value[measure.Relayed]{}, Underlay: &f.network, Router: &f.kernel,
 		PresharedKey: func(peer.ID) [32]byte { return [32]byte{1} }, Empty: func() error { return f.empty }, Log: slog.New(slog.DiscardHandler),
 		Isolate: func() error { f.order = append(f.order, "isolate"); return f.isolate }, Tried: func() {},
 		Applied: func(addrs []netip.Addr) { f.order, f.served = append(f.order, "applied"), addrs },

@@ -54,7 +54,7 @@ type counting struct {
 	sent, bytes atomic.Int64
 }
 
-func (c *counting) Send(to netip.AddrPort, from netip.Addr, payload []byte, size int) error {
+func (c *counting) Send(to, from netip.AddrPort, payload []byte, size int) error {
 	c.sent.Add(1)
 	c.bytes.Add(int64(max(size, len(payload)+28)))
 	return c.Conn.Send(to, from, payload, size)
@@ -179,7 +179,7 @@ func connect(b *testing.B, left, right routertest.Namespace) {
 	}
 	run(right, "ip", "route", "add", "local", "10.201.0.0/16", "dev", "under")
 	run(left, "ip", "route", "add", "10.201.0.0/16", "via", "10.201.0.0", "dev", "under", "onlink")
-	rules := fmt.Sprintf("table inet unlimited { chain probes { type filter hook input priority 200; udp dport 6784 @th,64,32 %#x log group %d snaplen %d; }; }", path.Magic[:], probe.Group, probe.Snapshot)
+	rules := fmt.Sprintf("table inet unlimited { chain probes { type filter hook input priority 200; udp dport 6784 @th,64,24 %#x log group %d snaplen %d; }; }", path.Magic[:], probe.Group, probe.Snapshot)
 	run(right, "nft", rules)
 }
 
@@ -219,7 +219,7 @@ func answerForPeers(namespace string) error {
 			mu.Lock()
 			for addr, p := range others {
 				for _, s := range p.Due(time.Now()) {
-					_ = conn.Send(s.To, addr, s.Payload, s.Size)
+					_ = conn.Send(s.To, netip.AddrPortFrom(addr, 0), s.Payload, s.Size)
 				}
 			}
 			mu.Unlock()
@@ -231,7 +231,7 @@ func answerForPeers(namespace string) error {
 		defer mu.Unlock()
 		if p := others[d.To.Addr()]; p != nil {
 			if s, ok := p.Receive(time.Now(), path.Arrival{From: d.From, To: d.To, Payload: d.Payload, Size: d.Size}); ok {
-				_ = conn.Send(s.To, s.From, s.Payload, s.Size)
+				_ = conn.Send(s.To, netip.AddrPortFrom(s.From, s.Port), s.Payload, s.Size)
 			}
 		}
 	})

@@ -44,7 +44,7 @@ const (
 
 // Conn sends and receives probes.
 type Conn interface {
-	Send(to netip.AddrPort, from netip.Addr, payload []byte, size int) error
+	Send(to, from netip.AddrPort, payload []byte, size int) error
 	Receive(ctx context.Context, f func(probe.Datagram)) error
 	Close() error
 }
@@ -72,6 +72,7 @@ type Paths map[peer.ID]path.Path
 // Measure measures tunnels, and publishes their paths.
 type Measure struct {
 	live.Value[Paths]
+	Relayed live.Value[Relayed] // is published before Paths
 
 	cfg     Config
 	private *ecdh.PrivateKey
@@ -101,10 +102,9 @@ func New(cfg Config) (*Measure, error) {
 	if err != nil {
 		return nil, fmt.Errorf("measure: reading this host's WireGuard key: %w", err)
 	}
-	return &Measure{
-		cfg: cfg, private: private, changed: make(chan struct{}, 1), keys: map[[32]byte]path.Key{}, rates: map[peer.ID]rate{},
-		prober: path.New(path.Config{Self: cfg.Self, Random: rand.Reader}),
-	}, nil
+	m := &Measure{cfg: cfg, private: private, changed: make(chan struct{}, 1), keys: map[[32]byte]path.Key{}, rates: map[peer.ID]rate{}}
+	m.prober = path.New(path.Config{Self: cfg.Self, Random: rand.Reader, Relays: m.relays})
+	return m, nil
 }
 
 // Run measures until ctx ends.
@@ -277,7 +277,7 @@ func (m *Measure) ask(conn Conn, now time.Time) time.Time {
 
 // send sends a probe. What this host's own firewall or routes refuse counts as unanswered.
 func (m *Measure) send(conn Conn, s path.Send) {
-	err := conn.Send(s.To, s.From, s.Payload, s.Size)
+	err := conn.Send(s.To, netip.AddrPortFrom(s.From, s.Port), s.Payload, s.Size)
 	if err == nil {
 		return
 	}
@@ -325,6 +325,7 @@ func (m *Measure) publish(now time.Time) bool {
 			m.log(t.Peer, was, p, now)
 		}
 	}
+	m.Relayed.Set(Relayed{m.prober.Ways(), m.prober.Pairs()})
 	m.Set(next)
 	return true
 }
@@ -333,6 +334,11 @@ func (m *Measure) publish(now time.Time) bool {
 func (m *Measure) log(id peer.ID, was, is path.Path, now time.Time) {
 	name := m.cfg.View.Get().Name(id)
 	switch {
+	case was.State == is.State && was.Via != is.Via && is.Moves > path.Flapping:
+	case was.State == is.State && was.Via != is.Via && is.Via != peer.ID{}:
+		m.cfg.Log.Info("a tunnel goes over a relay, since the peer does not answer directly", "peer", name, "relay", m.cfg.View.Get().Name(is.Via), "rtt", is.RTT)
+	case was.State == is.State && was.Via != is.Via:
+		m.cfg.Log.Info("a tunnel goes directly again", "peer", name, "addr", is.Endpoint, "rtt", is.RTT)
 	case was.State == is.State:
 		if was.Endpoint.IsValid() && was.Endpoint != is.Endpoint && is.Moves <= path.Flapping {
 			m.cfg.Log.Info("a tunnel uses another address", "peer", name, "was", was.Endpoint, "addr", is.Endpoint)
@@ -367,7 +373,7 @@ func (m *Measure) Rates(id peer.ID) (received, sent float64) {
 
 // Best returns the address of a peer whose tunnel works; invalid if none does.
 func (m *Measure) Best(id peer.ID) netip.Addr {
-	if p := m.Get()[id]; p.State == path.Direct {
+	if p := m.Get()[id]; p.State == path.Direct && p.Via == (peer.ID{}) {
 		return p.Endpoint.Addr()
 	}
 	return netip.Addr{}

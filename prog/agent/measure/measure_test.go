@@ -50,7 +50,7 @@ func (n *network) open(own netip.AddrPort) *conn {
 	return c
 }
 
-func (c *conn) Send(to netip.AddrPort, _ netip.Addr, payload []byte, size int) error {
+func (c *conn) Send(to, _ netip.AddrPort, payload []byte, size int) error {
 	c.net.mu.Lock()
 	other, cut, refuse := c.net.conns[to.Addr()], c.net.cut, c.net.refuse
 	c.net.mu.Unlock()

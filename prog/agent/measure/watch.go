@@ -25,7 +25,7 @@ type nowhere struct{ Conn }
 
 var errNowhere = errors.New("there is no socket for probes")
 
-func (nowhere) Send(netip.AddrPort, netip.Addr, []byte, int) error { return errNowhere }
+func (nowhere) Send(netip.AddrPort, netip.AddrPort, []byte, int) error { return errNowhere }
 
 // endpointFirst returns the addresses of a peer's record, first the one that the tunnel uses.
 func endpointFirst(t topology.Tunnel) []netip.AddrPort {

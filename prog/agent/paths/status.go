@@ -59,6 +59,10 @@ func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target,
 			c.RoundTrip, c.Loss = new(measured.RTT.Seconds()), new(measured.Loss)
 		}
 		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, c.MTU)
+		if c.State == api.ConnRelayed {
+			c.Via = v.Name(measured.Via)
+			c.Info += " via " + c.Via
+		}
 		if measured.State == path.Unheard {
 			c.Info += " (it does not hear this host)"
 		}
@@ -97,6 +101,9 @@ func state(measured path.Path, handshake time.Time, gossip bool) string {
 	case handshake.IsZero(), measured.State == path.Unknown:
 		return api.ConnPending
 	}
+	if measured.Via != (peer.ID{}) {
+		return api.ConnRelayed
+	}
 	return api.ConnDirect
 }
 
@@ -134,7 +141,7 @@ func (p *Paths) Metrics(out metric.Out) {
 		out.Counter(metricReceived, float64(c.Received), c.Peer, c.Nickname)
 		out.Counter(metricSent, float64(c.Sent), c.Peer, c.Nickname)
 		up := 0.0
-		if c.State == api.ConnDirect {
+		if c.State == api.ConnDirect || c.State == api.ConnRelayed {
 			up = 1
 		}
 		out.Gauge(metricWorks, up, c.Peer, c.Nickname)

@@ -28,6 +28,8 @@ type Inputs struct {
 	Route        func(netip.Addr) int
 	PresharedKey func(peer.ID) [32]byte
 	Paths        map[peer.ID]path.Path // as measured
+	Ways         []path.Way            // over relays
+	Pairs        []path.Pair           // for which this host is the relay
 	Fixed
 }
 
@@ -58,6 +60,7 @@ func Desired(in Inputs) Plan {
 		Tunnels: tunnels(in), Gossip: uint16(in.GossipPort), Unconfirmed: !v.Confirmed, Hosts: guarded(v, in.StatusPort),
 		Exposed: in.Settings.Exposed, Resolver: in.Resolver, IPv6: in.IPv6,
 	}}
+	p.Relays = relays(in, p.Tunnels)
 	p.MTU = topology.SetMTUs(p.Tunnels, in.LinkMTU, in.MTU)
 	if s, lost := v.Lost[settings.NodeKey]; lost && s == in.Node {
 		p.Node = 0
