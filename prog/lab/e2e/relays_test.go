@@ -1,0 +1,105 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/mesh/meshtest/eventually"
+	"weft/prog/api"
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+	"weft/prog/lab/probe"
+)
+
+// cutLink drops everything between two hosts.
+func cutLink(t *testing.T, l *lab.Lab, a, b string) {
+	t.Helper()
+	between(t, l, fmt.Sprintf(`iifname %q oifname %q drop`, a, b), fmt.Sprintf(`iifname %q oifname %q drop`, b, a))
+}
+
+// connectionTo returns the tunnel of a host to another one.
+func connectionTo(t *testing.T, l *lab.Lab, host, other string) api.Connection {
+	t.Helper()
+	for _, c := range report(t, l, host).Router.Connections {
+		if c.Nickname == other {
+			return c
+		}
+	}
+	t.Fatalf("%s has no connection to %s", host, other)
+	return api.Connection{}
+}
+
+// becomes waits until the tunnel between two hosts has a state, on both.
+func becomes(t *testing.T, l *lab.Lab, limit time.Duration, a, b, state, via string) {
+	t.Helper()
+	for _, ends := range [][2]string{{a, b}, {b, a}} {
+		took := eventually.Nil(t, limit, fmt.Sprintf("the tunnel of %s to %s is %s %s", ends[0], ends[1], state, via), func() error {
+			if c := connectionTo(t, l, ends[0], ends[1]); c.State != state || (via == "") != (c.Via == "") || !strings.HasSuffix(c.Info, via) {
+				return fmt.Errorf("it is %s: %s", c.State, c.Info)
+			}
+			return nil
+		})
+		t.Logf("%s to %s is %s after %v", ends[0], ends[1], state, took)
+	}
+}
+
+// lossless ends flows, and asserts that they lost nothing. Packets that take a shorter way overtake others.
+func lossless(t *testing.T, what string, flows map[string]func() []probe.Result) {
+	t.Helper()
+	for name, stop := range flows {
+		for _, r := range stop() {
+			if r.OutOfOrder = 0; !r.OK() || r.Sent < 50 {
+				t.Errorf("%s, %s: %+v; want at least 50 messages, and none lost, repeated or changed", what, name, r)
+			}
+			t.Logf("%s, %s to %v: %d sent, %d lost", what, name, r.Addr, r.Sent, r.Lost)
+		}
+	}
+}
+
+// The link between two hosts is cut under traffic. A third host forwards within 2 s, what it cannot read. Nothing is
+// lost while its agent restarts, and when the link is back.
+func TestACutLinkGoesOverARelay(t *testing.T) {
+	labtest.Need(t, "nft", "nftables")
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
+	measured(t, l)
+	staysSilent(t, l)
+	for _, c := range []string{"h1/c1", "h2/c1"} {
+		listen(t, l, c)
+	}
+	udp, tcp := startFlow(t, l, "udp", "h1/c1", "h2/c1"), startFlow(t, l, "tcp", "h1/c1", "h2/c1")
+	since := time.Now()
+	cutLink(t, l, "h1", "h2")
+	becomes(t, l, 5*time.Second, "h1", "h2", api.ConnRelayed, "(h3)")
+	for _, s := range udp.stop(t) {
+		if most := s.longest(since); most > 2*time.Second+busyMachine {
+			t.Errorf("packets to %s arrived again %v after the cut, want within 2 s", s.Addr, most)
+		} else {
+			t.Logf("packets to %s arrived again %v after the cut", s.Addr, most)
+		}
+	}
+	flow := func() map[string]func() []probe.Result {
+		return map[string]func() []probe.Result{
+			"there": traffic(t, l, "h1/c1", "udp", marker, addrs(t, l, "h2/c1")...), "back": traffic(t, l, "h2/c1", "udp", marker, addrs(t, l, "h1/c1")...),
+		}
+	}
+	for _, h := range l.Hosts() {
+		if w := strings.Join(report(t, l, h).Warnings, "\n"); strings.Contains(w, "UDP 6784") {
+			t.Errorf("%s warns of the tunnel, which a relay carries: %s", h, w)
+		}
+	}
+	flows := flow()
+	run(t, l, "h3", "weft", "stop")
+	if err := l.Start(t.Context(), "h3"); err != nil {
+		t.Fatal(err)
+	}
+	eventually.True(t, 20*time.Second, "h3 runs again", func() bool { return len(report(t, l, "h3").Router.Connections) == 2 })
+	becomes(t, l, 20*time.Second, "h1", "h2", api.ConnRelayed, "(h3)")
+	lossless(t, "while the relay's agent restarted", flows)
+	flows = flow()
+	between(t, l)
+	becomes(t, l, 20*time.Second, "h1", "h2", api.ConnDirect, "")
+	lossless(t, "when the link was back", flows)
+	tcp.stop(t)
+}
