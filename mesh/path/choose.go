@@ -12,7 +12,7 @@ func (r *remote) use(now time.Time, a *address) {
 	if r.current == a && (r.path.Endpoint == a.to || a.detour != nil) {
 		return
 	}
-	if r.path.Endpoint.IsValid() || r.path.Via != (peer.ID{}) {
+	if r.path.Endpoint.IsValid() || !r.path.Via.IsZero() {
 		r.moves = append(r.moves, now)
 	}
 	r.current, r.switched, r.wanted, r.roams = a, now, nil, 0

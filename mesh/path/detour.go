@@ -25,7 +25,8 @@ type detour struct {
 	relay  peer.ID
 	port   uint16    // stands for the peer between this host and the relay
 	until  time.Time // it is given up then
-	next   time.Time // the next registration
+	last   time.Time // the last registration
+	next   time.Time // the next one
 	asked  uint64    // the number of the last registration; 0: it was answered
 	tries  int       // registrations without an answer
 	cookie uint64    // proves to the relay that this host receives at its address
@@ -47,16 +48,48 @@ const (
 // Ways returns all ways over relays.
 func (p *Prober) Ways() (out []Way) {
 	for _, r := range p.peers {
-		for _, a := range r.addrs {
-			if a.detour != nil {
-				out = append(out, Way{
-					Peer: r.ID, Relay: a.detour.relay, To: a.to, Own: netip.AddrPortFrom(a.own, a.detour.port), Used: a == r.current && a.own.IsValid(),
-				})
-			}
+		for _, a := range r.detours() {
+			out = append(out, Way{
+				Peer: r.ID, Relay: a.detour.relay, To: a.to, Own: netip.AddrPortFrom(a.own, a.detour.port), Used: a == r.current && a.own.IsValid(),
+			})
 		}
+	}
+	for _, w := range p.restored {
+		out = append(out, w)
 	}
 	slices.SortFunc(out, func(a, b Way) int { return int(a.Own.Port()) - int(b.Own.Port()) })
 	return out
+}
+
+// Restore takes the ways that an earlier agent used, and the hosts between which this host was the relay. They end like
+// others if nobody confirms them.
+func (p *Prober) Restore(now time.Time, ways []Way, pairs []Pair) {
+	for _, w := range ways[:min(len(ways), maxWays)] {
+		if w.Used && w.To.IsValid() && w.Own.IsValid() && p.peers[w.Peer] == nil {
+			p.restored[w.Peer] = w
+		}
+	}
+	for _, pair := range pairs[:min(len(pairs), maxLegs/2)] {
+		for i, l := range pair.Legs {
+			if l.Host.IsValid() && l.Own.IsValid() {
+				p.legs[legOf{pair.Peers[i], pair.Peers[1-i]}] = &leg{Leg: l, seen: now}
+			}
+		}
+	}
+	p.restoredAt = now
+	p.version++
+}
+
+// resume makes the way of an earlier agent the one that the tunnel uses.
+func (r *remote) resume(now time.Time) {
+	w, ok := r.prober.restored[r.ID]
+	if !ok {
+		return
+	}
+	delete(r.prober.restored, r.ID)
+	a := &address{to: w.To, own: w.Own.Addr(), streak: 1, detour: &detour{relay: w.Relay, port: w.Own.Port(), until: now.Add(detourFor), next: now}}
+	r.addrs = append(r.addrs, a)
+	r.current, r.path.Via = a, w.Relay
 }
 
 // seek finds relays for a path in doubt.
@@ -70,6 +103,11 @@ func (r *remote) seek(now time.Time) {
 	}
 	if r.prober.cfg.Relays == nil || r.Quiet || r.rounds < doubt {
 		return
+	}
+	for _, a := range r.detours() { // the relay may have started anew
+		if now.Sub(a.detour.last) > gapMax {
+			a.detour.next = now
+		}
 	}
 	for len(r.detours()) < maxDetours {
 		avoid := func(id peer.ID) bool {
@@ -170,11 +208,11 @@ func (r *remote) tend(now time.Time, out []Send) []Send {
 			d.until = now.Add(detourFor)
 		}
 		relay := r.prober.peers[d.relay]
-		if relay == nil || !now.Before(d.until) || d.tries > maxTries && a != r.current {
+		if !now.Before(d.until) || d.tries > maxTries && a != r.current {
 			r.drop(now, a)
 			continue
 		}
-		if now.Before(d.next) {
+		if relay == nil || now.Before(d.next) {
 			continue
 		}
 		if r.prober.relays(d.relay) {
@@ -184,7 +222,7 @@ func (r *remote) tend(now time.Time, out []Send) []Send {
 			}
 		}
 		m := message{kind: register, id: r.prober.newID(), stamp: r.prober.stamp(now), peer: r.ID, cookie: d.cookie}
-		d.asked, d.tries = m.id, d.tries+1
+		d.asked, d.tries, d.last = m.id, d.tries+1, now
 		d.next = now.Add(min(gapMin<<min(d.tries-1, 4), downGap))
 		if payload := r.prober.seal(relay, m); payload != nil {
 			out = append(out, Send{To: a.to, Port: d.port, Payload: payload, peer: r.ID})

@@ -75,7 +75,7 @@ func TestARelayReplacesACutLink(t *testing.T) {
 			}
 			cut = false
 			back := w.until(20*time.Second, "both hosts use the link again", func() bool {
-				return w.path(0, 1).Via == peer.ID{} && w.path(1, 0).Via == peer.ID{}
+				return w.path(0, 1).Via.IsZero() && w.path(1, 0).Via.IsZero()
 			})
 			t.Logf("phase %d: the relay is used after %v, the link again after %v", phase, took, back)
 			w.run(2 * time.Minute)
@@ -104,7 +104,7 @@ func TestAHostMayRefuseToRelay(t *testing.T) {
 	w := relayWorld(t, 3, &cut)
 	w.hosts[2].cfg.Refuses = true
 	w.run(2 * time.Minute)
-	if p := w.path(0, 1); p.State != Deaf || p.Via != (peer.ID{}) {
+	if p := w.path(0, 1); p.State != Deaf || !p.Via.IsZero() {
 		t.Errorf("the path is %+v, want a failed one without a relay", p)
 	}
 	if n := len(w.hosts[2].Pairs()); n != 0 {

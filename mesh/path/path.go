@@ -178,11 +178,14 @@ type Prober struct {
 	// This host as a relay, see serve.go.
 	legs   map[legOf]*leg
 	secret [32]byte // makes cookies
+
+	restored   map[peer.ID]Way // of an earlier agent, for peers that are not known yet
+	restoredAt time.Time
 }
 
 // New makes a Prober without peers.
 func New(cfg Config) *Prober {
-	p := &Prober{cfg: cfg, peers: map[peer.ID]*remote{}, byMark: map[[markSize]byte]*remote{}, legs: map[legOf]*leg{}}
+	p := &Prober{cfg: cfg, peers: map[peer.ID]*remote{}, byMark: map[[markSize]byte]*remote{}, legs: map[legOf]*leg{}, restored: map[peer.ID]Way{}}
 	_, _ = cfg.Random.Read(p.secret[:]) // the kernel's random numbers never end
 	return p
 }

@@ -93,6 +93,7 @@ func (r *remote) configure(now time.Time, c Remote, moved bool, spread time.Dura
 	}
 	r.addrs = next
 	if isNew {
+		r.resume(now)
 		r.path.Since = now
 		r.othersAt = now.Add(othersEvery)
 		r.raise(now, true, false)

@@ -127,10 +127,14 @@ func (p *Prober) invited(now time.Time, relay *remote, m message) {
 // forgetLegs ends registrations that were not repeated.
 func (p *Prober) forgetLegs(now time.Time) {
 	for of, l := range p.legs {
-		if now.Sub(l.seen) >= legFor || p.peers[of.host] == nil || p.peers[of.other] == nil {
+		if now.Sub(l.seen) >= legFor {
 			delete(p.legs, of)
 			p.version++
 		}
+	}
+	if len(p.restored) > 0 && now.Sub(p.restoredAt) >= legFor {
+		clear(p.restored)
+		p.version++
 	}
 }
 

@@ -173,9 +173,14 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	p.publish = publish.New(publish.Config{
 		Directory: p.directory, Attached: attached, Settings: &p.settings.Value, NodeAddr: &p.nodeaddr.Value, View: seen, IPv6: r.ipv6, Log: log,
 	})
+	var relayed measure.Relayed
+	if err := r.store.Relays(&relayed); err != nil {
+		return err
+	}
 	p.measure, err = measure.New(measure.Config{
 		Self: t.Self, PrivateKey: t.Keys.WireGuard, View: seen, Host: &p.underlay.Value, Tunnels: func() []topology.Tunnel { return p.datapath.Tunnels() },
 		Open: func() (measure.Conn, error) { return probe.Open(probe.Config{Port: uint16(o.Port)}) }, Observe: wg.Observe, Bytes: link.TunnelBytes, Log: log,
+		Restored: relayed, Save: func(now measure.Relayed) error { return r.store.SaveRelays(now) },
 	})
 	if err != nil {
 		return err

@@ -70,6 +70,15 @@ func (s *Store) Pairs() (keys map[string][]byte, err error) {
 // SavePairs stores the pre-shared keys of tunnels to peers.
 func (s *Store) SavePairs(keys map[string][]byte) error { return s.save(keyPairs, keys) }
 
+// Relays loads what SaveRelays stored into v, which stays as it is if there is nothing.
+func (s *Store) Relays(v any) error {
+	_, err := s.load(keyRelays, v)
+	return err
+}
+
+// SaveRelays stores the ways of this host's tunnels over relays, and the hosts for which this host is a relay.
+func (s *Store) SaveRelays(v any) error { return s.save(keyRelays, v) }
+
 // Kubernetes returns what SaveKubernetes stored, or nil.
 func (s *Store) Kubernetes() (data json.RawMessage, err error) {
 	_, err = s.load(keyKubernetes, &data)

@@ -54,6 +54,7 @@ var (
 	keySynced     = []byte("synced")
 	keyPairs      = []byte("pairs")
 	keyKubernetes = []byte("kubernetes")
+	keyRelays     = []byte("relays")
 	keyRing       = []byte("ring")
 	keyVote       = []byte("vote")
 )

@@ -63,7 +63,10 @@ type Config struct {
 	// and sent, which costs little.
 	Observe func() (wg.Observed, error)
 	Bytes   func() (uint64, error)
-	Log     *slog.Logger
+	// Restored is what an earlier agent saved last. Save keeps it for the next one.
+	Restored Relayed
+	Save     func(Relayed) error
+	Log      *slog.Logger
 }
 
 // Paths are the measured paths, by peer.
@@ -77,6 +80,8 @@ type Measure struct {
 	cfg     Config
 	private *ecdh.PrivateKey
 	failed  live.Value[error]
+
+	kept uint64 // the version of Relayed that was saved; belongs to the loop
 
 	mu        sync.Mutex
 	prober    *path.Prober
@@ -104,6 +109,9 @@ func New(cfg Config) (*Measure, error) {
 	}
 	m := &Measure{cfg: cfg, private: private, changed: make(chan struct{}, 1), keys: map[[32]byte]path.Key{}, rates: map[peer.ID]rate{}}
 	m.prober = path.New(path.Config{Self: cfg.Self, Random: rand.Reader, Relays: m.relays})
+	m.prober.Restore(time.Now(), cfg.Restored.Ways, cfg.Restored.Pairs)
+	m.Relayed.Set(Relayed{m.prober.Ways(), m.prober.Pairs()})
+	m.kept = m.Relayed.Version()
 	return m, nil
 }
 
@@ -174,6 +182,7 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 			}
 		}
 		next := m.ask(conn, now)
+		m.keep()
 		timer.Reset(max(min(time.Until(next), time.Until(listed.Add(step))), time.Millisecond))
 	}
 }
@@ -325,35 +334,11 @@ func (m *Measure) publish(now time.Time) bool {
 			m.log(t.Peer, was, p, now)
 		}
 	}
-	m.Relayed.Set(Relayed{m.prober.Ways(), m.prober.Pairs()})
+	if now := (Relayed{m.prober.Ways(), m.prober.Pairs()}); !m.Relayed.Get().equal(now) {
+		m.Relayed.Set(now)
+	}
 	m.Set(next)
 	return true
-}
-
-// log logs a new state or address of a path.
-func (m *Measure) log(id peer.ID, was, is path.Path, now time.Time) {
-	name := m.cfg.View.Get().Name(id)
-	switch {
-	case was.State == is.State && was.Via != is.Via && is.Moves > path.Flapping:
-	case was.State == is.State && was.Via != is.Via && is.Via != peer.ID{}:
-		m.cfg.Log.Info("a tunnel goes over a relay, since the peer does not answer directly", "peer", name, "relay", m.cfg.View.Get().Name(is.Via), "rtt", is.RTT)
-	case was.State == is.State && was.Via != is.Via:
-		m.cfg.Log.Info("a tunnel goes directly again", "peer", name, "addr", is.Endpoint, "rtt", is.RTT)
-	case was.State == is.State:
-		if was.Endpoint.IsValid() && was.Endpoint != is.Endpoint && is.Moves <= path.Flapping {
-			m.cfg.Log.Info("a tunnel uses another address", "peer", name, "was", was.Endpoint, "addr", is.Endpoint)
-		}
-	case is.State == path.Direct && was.State == path.Unknown && !is.Endpoint.IsValid():
-		m.cfg.Log.Info("a tunnel works: data comes from the peer", "peer", name)
-	case is.State == path.Direct && was.State == path.Unknown:
-		m.cfg.Log.Info("a tunnel works", "peer", name, "addr", is.Endpoint, "rtt", is.RTT)
-	case is.State == path.Direct:
-		m.cfg.Log.Info("a tunnel works again", "peer", name, "addr", is.Endpoint, "after", now.Sub(was.Since).Round(time.Second))
-	case is.State == path.Unheard:
-		m.cfg.Log.Warn("a tunnel works in one direction only: the peer does not hear this host", "peer", name)
-	case is.State == path.Deaf:
-		m.cfg.Log.Warn("a tunnel does not work: nothing comes from the peer", "peer", name)
-	}
 }
 
 // Path returns what is known now about the path to a peer.
@@ -373,7 +358,7 @@ func (m *Measure) Rates(id peer.ID) (received, sent float64) {
 
 // Best returns the address of a peer whose tunnel works; invalid if none does.
 func (m *Measure) Best(id peer.ID) netip.Addr {
-	if p := m.Get()[id]; p.State == path.Direct && p.Via == (peer.ID{}) {
+	if p := m.Get()[id]; p.State == path.Direct && p.Via.IsZero() {
 		return p.Endpoint.Addr()
 	}
 	return netip.Addr{}

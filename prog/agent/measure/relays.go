@@ -1,6 +1,8 @@
 package measure
 
 import (
+	"slices"
+
 	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
@@ -12,6 +14,10 @@ type Relayed struct {
 	Pairs []path.Pair
 }
 
+func (r Relayed) equal(o Relayed) bool {
+	return slices.Equal(r.Ways, o.Ways) && slices.Equal(r.Pairs, o.Pairs)
+}
+
 // relays chooses the relays to a peer that this host does not reach. The caller holds the lock.
 func (m *Measure) relays(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
 	var peers []peer.ID
@@ -21,4 +27,17 @@ func (m *Measure) relays(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
 		}
 	}
 	return topology.Relays(m.cfg.Self, to, peers, map[peer.ID]topology.Links{m.cfg.Self: {Cut: map[peer.ID]bool{to: true}}})
+}
+
+// keep saves the ways and pairs if they have changed. A relay whose agent restarts must go on with the first plan, and
+// a tunnel that uses one as well.
+func (m *Measure) keep() {
+	relayed, version := m.Relayed.Read()
+	if version == m.kept {
+		return
+	}
+	if err := m.cfg.Save(relayed); err != nil {
+		m.cfg.Log.Warn("cannot save which relays are used: if this agent restarts, relayed packets are lost for some seconds", "err", err)
+	}
+	m.kept = version
 }

@@ -101,7 +101,7 @@ func state(measured path.Path, handshake time.Time, gossip bool) string {
 	case handshake.IsZero(), measured.State == path.Unknown:
 		return api.ConnPending
 	}
-	if measured.Via != (peer.ID{}) {
+	if !measured.Via.IsZero() {
 		return api.ConnRelayed
 	}
 	return api.ConnDirect
