@@ -3,8 +3,6 @@ package path
 import (
 	"net/netip"
 	"time"
-
-	"weft/mesh/peer"
 )
 
 // use makes an address the one that the tunnel uses.
@@ -16,9 +14,9 @@ func (r *remote) use(now time.Time, a *address) {
 		r.moves = append(r.moves, now)
 	}
 	r.current, r.switched, r.wanted, r.roams = a, now, nil, 0
-	r.path.Left, r.path.Own, r.path.Via = netip.AddrPort{}, netip.Addr{}, peer.ID{}
+	r.path.Left, r.path.Own, r.path.Via = netip.AddrPort{}, netip.Addr{}, Relays{}
 	if a.detour != nil {
-		r.path.Via, r.directAt = a.detour.relay, now.Add(downGap) // WireGuard's endpoint stays as it is
+		r.path.Via, r.directAt = a.detour.relays, now.Add(downGap) // WireGuard's endpoint stays as it is
 	} else {
 		r.path.Endpoint = a.to
 	}

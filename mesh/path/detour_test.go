@@ -1,7 +1,9 @@
 package path
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -37,7 +39,7 @@ func relayWorld(t *testing.T, hosts int, cut *bool) *world {
 func (w *world) uses(i, k int) int {
 	a, b := w.path(i, k), w.path(k, i)
 	for n, h := range w.hosts {
-		if h.id == a.Via && a.Via == b.Via && a.State == Direct && b.State == Direct {
+		if h.id == a.Via.first() && a.Via == b.Via && a.State == Direct && b.State == Direct {
 			return n
 		}
 	}
@@ -109,5 +111,76 @@ func TestAHostMayRefuseToRelay(t *testing.T) {
 	}
 	if n := len(w.hosts[2].Pairs()); n != 0 {
 		t.Errorf("the relay has %d pairs, want none", n)
+	}
+}
+
+// Hosts in a row reach only their neighbours. Both ends use all hosts between them, in whatever order their ids are.
+func TestRelaysInARow(t *testing.T) {
+	for hosts := 3; hosts <= 5; hosts++ {
+		for _, reversed := range []bool{false, true} {
+			w := newWorld(t, hosts, 1)
+			row := slices.Clone(w.hosts)
+			if reversed {
+				slices.Reverse(row)
+			}
+			at := func(a netip.Addr) int { return slices.Index(row, w.byAddr[a]) }
+			broken := -1
+			w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+				a, b := at(from), at(to)
+				return (a-b == 1 || b-a == 1) && min(a, b) != broken, time.Millisecond
+			}
+			var between []peer.ID
+			for _, h := range row[1 : hosts-1] {
+				between = append(between, h.id)
+			}
+			ends := [2]*host{row[0], row[hosts-1]}
+			for i, h := range ends {
+				h.cfg.Relays = func(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
+					over := slices.Clone(between)
+					if i == 1 {
+						slices.Reverse(over)
+					}
+					if to != ends[1-i].id || avoid(over[0]) {
+						return nil
+					}
+					return over
+				}
+				h.busy[ends[1-i].id] = true
+			}
+			w.configure(false)
+			works := func() bool {
+				a, _ := ends[0].Path(ends[1].id)
+				b, _ := ends[1].Path(ends[0].id)
+				return a.State == Direct && b.State == Direct && a.Via.len() == hosts-2 && b.Via.len() == hosts-2
+			}
+			took := w.until(10*time.Second, fmt.Sprintf("%d hosts in a row use %d relays", hosts, hosts-2), works)
+			t.Logf("%d hosts: after %v", hosts, took)
+			w.run(5 * time.Minute)
+			for _, h := range row[1 : hosts-1] {
+				if n := len(h.Pairs()); n != 1 {
+					t.Errorf("a relay has %d pairs, want 1", n)
+				}
+			}
+			if !works() {
+				t.Errorf("after 5 minutes the relays are not used any more")
+			}
+			for _, h := range row[1 : hosts-1] { // their agents start anew
+				pairs := h.Pairs()
+				h.Prober = New(h.cfg)
+				h.Restore(w.now, nil, pairs)
+				h.Configure(w.now, w.remotes(h), false)
+				h.next = w.now
+				lost := 0
+				w.each = func() {
+					if len(h.Pairs()) == 0 {
+						lost++
+					}
+				}
+				w.run(time.Minute)
+				if w.each = nil; lost > 0 || !works() {
+					t.Errorf("a relay that starts anew forwarded nothing for %d steps, want none", lost)
+				}
+			}
+		}
 	}
 }

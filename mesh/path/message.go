@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"io"
 	"time"
-
-	"weft/mesh/peer"
 )
 
 // Magic is how each probe begins. WireGuard's messages begin with 1 to 4, and both kinds of WireGuard
@@ -36,9 +34,9 @@ var ForRelays = [4]byte{Magic[0], Magic[1], Magic[2], toRelay}
 const (
 	markSize  = 8
 	nonceSize = 12
-	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + 8 + 8 + reserved
+	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + reserved
 	tagSize   = 16
-	reserved  = 10 // bytes of the body that later versions may use
+	reserved  = 26 // bytes of the body that later versions may use
 
 	// messageSize is the size of a probe without padding.
 	messageSize = head + nonceSize + bodySize + tagSize
@@ -63,6 +61,8 @@ const (
 	flagChosen  uint8 = 1 << iota // a question: the sender's tunnel uses this pair of addresses
 	flagDeaf                      // a question: the sender's last questions were not answered
 	flagRefused                   // the sender does not relay
+
+	aheadShift = 6 // a message to or from a relay: its upper bits are route.ahead
 )
 
 // message is the content of a probe. Fields that a version does not know stay zero.
@@ -75,10 +75,13 @@ type message struct {
 	mtu   uint16 // the path MTU that the sender has measured; 0: none
 	rtt   time.Duration
 	loss  uint16 // parts of 10,000
-	// What comes from the source of a registration is for peer. The cookie is the relay's.
-	peer   peer.ID
-	cookie uint64
+	// These are in messages to and from relays only: what comes from the source of a registration is for the target of
+	// the route. The cookie is the relay's.
+	route
+	cookie uint32
 }
+
+func (k kind) toRelay() bool { return k >= register && k <= invite }
 
 // Key seals and opens the probes between this host and one peer.
 type Key struct {
@@ -118,7 +121,7 @@ func derive(shared []byte, from, to [32]byte) (aead cipher.AEAD, mark [markSize]
 func (k Key) seal(m message, random io.Reader) ([]byte, error) {
 	out := make([]byte, 0, messageSize)
 	out = append(out, Magic[:]...)
-	if m.kind == register || m.kind == registered {
+	if m.kind.toRelay() {
 		out = append(out, toRelay)
 	} else {
 		out = append(out, forwarded)
@@ -158,12 +161,18 @@ func (m message) encode() []byte {
 	b = append(b, byte(m.kind), m.flags)
 	b = binary.BigEndian.AppendUint64(b, m.id)
 	b = binary.BigEndian.AppendUint64(b, uint64(m.stamp))
+	if m.kind.toRelay() {
+		b[1] |= byte(m.ahead) << aheadShift
+		b = append(append(b, m.origin[:]...), m.target[:]...)
+		for _, id := range m.others {
+			b = append(b, id[:]...)
+		}
+		return binary.BigEndian.AppendUint32(b, m.cookie)
+	}
 	b = binary.BigEndian.AppendUint16(b, m.size)
 	b = binary.BigEndian.AppendUint16(b, m.mtu)
 	b = binary.BigEndian.AppendUint32(b, uint32(min(m.rtt.Microseconds(), 1<<32-1)))
 	b = binary.BigEndian.AppendUint16(b, m.loss)
-	b = append(b, m.peer[:]...)
-	b = binary.BigEndian.AppendUint64(b, m.cookie)
 	return append(b, make([]byte, reserved)...)
 }
 
@@ -174,9 +183,18 @@ func decode(b []byte) (m message, ok bool) {
 	}
 	m.kind, m.flags = kind(b[0]), b[1]
 	m.id, m.stamp = binary.BigEndian.Uint64(b[2:]), int64(binary.BigEndian.Uint64(b[10:]))
+	if m.kind.toRelay() {
+		m.ahead = int(m.flags >> aheadShift)
+		m.flags &= 1<<aheadShift - 1
+		copy(m.origin[:], b[18:])
+		copy(m.target[:], b[26:])
+		for i := range m.others {
+			copy(m.others[i][:], b[34+8*i:])
+		}
+		m.cookie = binary.BigEndian.Uint32(b[50:])
+		return m, true
+	}
 	m.size, m.mtu = binary.BigEndian.Uint16(b[18:]), binary.BigEndian.Uint16(b[20:])
 	m.rtt, m.loss = time.Duration(binary.BigEndian.Uint32(b[22:]))*time.Microsecond, binary.BigEndian.Uint16(b[26:])
-	copy(m.peer[:], b[28:])
-	m.cookie = binary.BigEndian.Uint64(b[36:])
-	return m, m.kind >= question && m.kind <= invite
+	return m, m.kind == question || m.kind == answer
 }

@@ -50,8 +50,8 @@ type Path struct {
 	// packets that are on their way from there: they must look as if they came from Endpoint, to Own. Invalid: none.
 	Left netip.AddrPort
 	Own  netip.Addr
-	// Via is the relay over which packets travel, see Way; zero: they go to Endpoint directly.
-	Via      peer.ID
+	// Via are the relays over which packets travel, see Way; zero: they go to Endpoint directly.
+	Via      Relays
 	RTT      time.Duration // smoothed; 0: not measured
 	Loss     float64       // of the last probes: 0 to 1
 	Measured bool          // whether RTT and Loss come from probes
@@ -306,8 +306,7 @@ func (p *Prober) Due(now time.Time) (out []Send) {
 		return nil
 	}
 	p.next = now.Add(idleEvery)
-	p.forgetLegs(now)
-	out, p.outbox = p.outbox, nil
+	out, p.outbox = p.tendLegs(now, p.outbox), nil
 	for _, r := range p.peers {
 		if !now.Before(r.wakeAt) {
 			out = r.due(now, out)

@@ -152,7 +152,7 @@ func (w *world) send(h *host, s Send) {
 	}
 	if ok, delay := w.link(from, s.To.Addr(), size); ok {
 		a := Arrival{netip.AddrPortFrom(from, source), s.To, s.Payload, size}
-		if l, relayed := to.forwards(a); relayed {
+		for l, relayed := to.forwards(a); relayed; l, relayed = to.forwards(a) {
 			ok, more := w.link(l.Own.Addr(), l.Host.Addr(), size)
 			if !ok {
 				return
@@ -243,7 +243,7 @@ func (w *world) traffic() {
 			if !p.Endpoint.IsValid() {
 				continue
 			}
-			if relay := w.byID(p.Via); relay != nil {
+			if relay := w.byID(p.Via.first()); relay != nil {
 				there, _ := w.link(h.addrs[0], relay.addrs[0], 1000)
 				on, _ := w.link(relay.addrs[0], o.addrs[0], 1000)
 				if there && on && !relay.down {

@@ -114,7 +114,7 @@ type Connection struct {
 	Address   netip.AddrPort `json:"address"`
 	State     string         `json:"state"`
 	Info      string         `json:"info"`
-	Via       string         `json:"via,omitempty"` // the relay
+	Via       []string       `json:"via,omitempty"` // the relays, in the order from this host
 	Peer      string         `json:"peer"`
 	Nickname  string         `json:"nickname"`
 	Gossip    bool           `json:"gossip"`              // whether gossip reaches the peer

@@ -49,10 +49,11 @@ var golden = map[string]Config{
 	}),
 	"hosts": config(func(c *Config) { c.Guard.Hosts = hosts }),
 	"ipv4":  config(func(c *Config) { c.Guard.Node6 = netip.Addr{} }),
-	"relay": config(func(c *Config) { c.Relays.Pairs = []Pair{relayed4, relayed6} }),
+	"relay": config(func(c *Config) { c.Relays.Pairs = []Pair{relayed4, relayed6, row} }),
 	"detours": config(func(c *Config) {
 		c.Relays.Detours = []Detour{
 			{Peer: ending("192.0.2.2:6784"), Relay: ending("192.0.2.3:6784"), Own: ending("192.0.2.1:40001"), Used: true},
+			{Relay: ending("192.0.2.4:6784"), Own: ending("192.0.2.1:20001")},
 			{Peer: ending("[2001:db8::2]:7001"), Relay: ending("[2001:db8::3]:7002"), Own: ending("[2001:db8::1]:40002")},
 		}
 	}),
@@ -73,6 +74,7 @@ var golden = map[string]Config{
 var (
 	ending   = netip.MustParseAddrPort
 	relayed4 = Pair{{Host: ending("192.0.2.1:40001"), Own: ending("192.0.2.3:6784")}, {Host: ending("198.51.100.2:40002"), Own: ending("198.51.100.3:6784")}}
+	row      = Pair{{Host: ending("192.0.2.1:40003"), Own: ending("192.0.2.3:6784")}, {Host: ending("192.0.2.4:6784"), Own: ending("192.0.2.3:20001")}}
 	relayed6 = Pair{{Host: ending("[2001:db8::1]:40001"), Own: ending("[2001:db8::3]:6784")}, {Host: ending("[2001:db8::2]:40002"), Own: ending("[2001:db8::3]:6784")}}
 )
 

@@ -38,18 +38,19 @@ type Late struct {
 
 // Detour is a way of this host's tunnel to a peer through a relay.
 type Detour struct {
-	Peer  netip.AddrPort // WireGuard's endpoint for the peer
+	Peer  netip.AddrPort // WireGuard's endpoint for the peer; invalid: only probes travel this way
 	Relay netip.AddrPort // the relay's address and port
 	Own   netip.AddrPort // this host's address towards the relay, and the port that stands for the peer
 	// Used means that packets to the peer take this way. Those that come by it are accepted in any case.
 	Used bool
 }
 
-// Leg is the way between a relay and one of its hosts. The relay knows the host by the source of its packets,
-// which may be that of a NAT.
+// Leg is the way between a relay and the next host towards one end, which may be another relay. The relay knows that
+// host by the source of its packets, which may be that of a NAT. Own has this host's port for the pair: usually the
+// tunnel's, and with another relay that this host asked to forward, the one that stands for the pair.
 type Leg struct{ Host, Own netip.AddrPort }
 
-// Pair is two hosts between which this host is the relay.
+// Pair is two hosts between which this host is a relay.
 type Pair [2]Leg
 
 // pairRate limits what a relay forwards from one host to another, in MiB per second. The kernel lets the amount of a
@@ -78,7 +79,7 @@ func (r Relays) build(port uint16) (p Program) {
 		p.append(r.host(port))
 	}
 	if len(r.Pairs) > 0 {
-		p.append(r.relay(port))
+		p.append(r.relay())
 	}
 	if len(r.Late) > 0 {
 		p.append(r.late(port))
@@ -97,13 +98,15 @@ func (r Relays) host(port uint16) (p Program) {
 	to, from := newJumps("detours"), newJumps("relayed")
 	for _, d := range r.Detours {
 		if d.Used {
-			p.Chains = append(p.Chains, to.add(d.Peer,
+			p.Chains = append(p.Chains, to.add(d.Peer, 0,
 				rule(sport.set(d.Own.Port()), dport.set(d.Relay.Port()), saddr.set(d.Own.Addr()), daddr.set(d.Relay.Addr()))))
 		}
 		// The relay sends from one port, so its address and this host's port are the key.
-		p.Chains = append(p.Chains, from.add(netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()),
-			rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), magic(expr.CmpOpEq), goTo(probeChain)),
-			rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), sport.set(d.Peer.Port()), dport.set(port), saddr.set(d.Peer.Addr()))))
+		rules := []Rule{rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), magic(expr.CmpOpEq), goTo(probeChain))}
+		if d.Peer.IsValid() {
+			rules = append(rules, rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), sport.set(d.Peer.Port()), dport.set(port), saddr.set(d.Peer.Addr())))
+		}
+		p.Chains = append(p.Chains, from.add(netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()), 0, rules...))
 	}
 	var out, in []Rule
 	leaving, arriving := to.sets(), from.sets()
@@ -122,7 +125,7 @@ func (r Relays) host(port uint16) (p Program) {
 func (r Relays) late(port uint16) (p Program) {
 	from := newJumps("late")
 	for _, l := range r.Late {
-		p.Chains = append(p.Chains, from.add(l.From, rule(sport.set(l.Peer.Port()), saddr.set(l.Peer.Addr()), daddr.set(l.Own))))
+		p.Chains = append(p.Chains, from.add(l.From, 0, rule(sport.set(l.Peer.Port()), saddr.set(l.Peer.Addr()), daddr.set(l.Own))))
 	}
 	var in []Rule
 	p.Sets = from.sets()
@@ -135,21 +138,26 @@ func (r Relays) late(port uint16) (p Program) {
 
 // relay returns the rules of a relay. Only what comes from a known host, from the port that stands for the other
 // one, is forwarded; all else is this host's own, like probes for the relay itself.
-func (r Relays) relay(port uint16) (p Program) {
+func (r Relays) relay() (p Program) {
 	from, to := newJumps("relay"), newJumps("leaving")
+	from.ports, to.ports = 2, 2
+	left := map[string]bool{}
 	for _, pair := range r.Pairs {
 		for i, source := range pair {
 			target := pair[1-i]
-			p.Chains = append(p.Chains,
-				from.add(source.Host, rule(above(pairRate, pairBurst), counter(), drop()),
-					rule(counter(), notrack(), dport.set(target.Host.Port()), daddr.set(target.Host.Addr()))),
-				to.add(target.Host, rule(sport.set(target.Own.Port()), saddr.set(target.Own.Addr()))))
+			p.Chains = append(p.Chains, from.add(source.Host, source.Own.Port(), rule(above(pairRate, pairBurst), counter(), drop()),
+				rule(counter(), notrack(), sport.set(target.Own.Port()), dport.set(target.Host.Port()), daddr.set(target.Host.Addr()))))
+			// An own source address is refused by routing, so it is set afterwards. Two pairs may leave in the same way.
+			if leave := to.name3(target.Host, target.Own.Port()); !left[leave] {
+				left[leave] = true
+				p.Chains = append(p.Chains, to.add(target.Host, target.Own.Port(), rule(saddr.set(target.Own.Addr()))))
+			}
 		}
 	}
 	var in, out []Rule
 	arriving, leaving := from.sets(), to.sets()
 	for i := range arriving {
-		in = append(in, rule(notIif(tunnel), notIif(endpoints), dport.is(unix.IPPROTO_UDP, port), beginning(expr.CmpOpNeq, path.ForRelays[:]), saddr.vmapWith(sport, arriving[i])))
+		in = append(in, rule(notIif(tunnel), notIif(endpoints), implied(l4proto(unix.IPPROTO_UDP)), beginning(expr.CmpOpNeq, path.ForRelays[:]), saddr.vmapWith(sport, arriving[i])))
 		out = append(out, rule(untracked(), implied(l4proto(unix.IPPROTO_UDP)), daddr.vmapWith(dport, leaving[i])))
 	}
 	p.Sets = slices.Concat(arriving, leaving)
@@ -159,44 +167,69 @@ func (r Relays) relay(port uint16) (p Program) {
 	return p
 }
 
-// jumps leads packets to chains by an address and a port.
+// jumps leads packets to chains by an address and its port, and perhaps by the port of the other side as well.
 type jumps struct {
 	name     string
+	ports    int
 	elements [2][]Element
 }
 
-func newJumps(name string) *jumps { return &jumps{name: name} }
+func newJumps(name string) *jumps { return &jumps{name: name, ports: 1} }
 
-// add returns a chain for the packets of an address and port. Its name follows from them, so that a chain stays while
-// others come and go.
-func (j *jumps) add(of netip.AddrPort, rules ...Rule) *Chain {
+// name3 returns the name of a chain. It follows from the key, so that a chain stays while others come and go.
+func (j *jumps) name3(of netip.AddrPort, other uint16) string {
+	name := fmt.Sprintf("%s-%s-%d", j.name, strings.ReplaceAll(plain(of.Addr()).String(), ":", "_"), of.Port())
+	if j.ports == 2 {
+		name += fmt.Sprintf("-%d", other)
+	}
+	return name
+}
+
+// add returns a chain for the packets of an address and port, and of the other port if that is a part of the key.
+func (j *jumps) add(of netip.AddrPort, other uint16, rules ...Rule) *Chain {
 	addr := plain(of.Addr())
-	c := &Chain{Name: fmt.Sprintf("%s-%s-%d", j.name, strings.ReplaceAll(addr.String(), ":", "_"), of.Port()), Rules: rules}
+	c := &Chain{Name: j.name3(of, other), Rules: rules}
 	i := 1
 	if addr.Is4() {
 		i = 0
 	}
-	j.elements[i] = append(j.elements[i], Element{First: addrPort(addr.Is4()).encode(addr.AsSlice(), []byte(bigEndian(of.Port()))), Chain: c.Name})
+	parts := [][]byte{addr.AsSlice(), []byte(bigEndian(of.Port()))}
+	if j.ports == 2 {
+		parts = append(parts, []byte(bigEndian(other)))
+	}
+	j.elements[i] = append(j.elements[i], Element{First: j.key(addr.Is4()).encode(parts...), Chain: c.Name})
 	return c
 }
 
-func addrPort(is4 bool) Key { return Key{addrKind(is4), port} }
+func (j *jumps) key(is4 bool) Key {
+	k := Key{addrKind(is4), port}
+	if j.ports == 2 {
+		k = append(k, port)
+	}
+	return k
+}
 
 // sets returns the maps for IPv4 and IPv6.
 func (j *jumps) sets() (out []*Set) {
 	for i, is4 := range []bool{true, false} {
-		out = append(out, &Set{Name: j.name + family(is4), Key: addrPort(is4), Jumps: true, Elements: encoded(j.elements[i])})
+		out = append(out, &Set{Name: j.name + family(is4), Key: j.key(is4), Jumps: true, Elements: encoded(j.elements[i])})
 	}
 	return out
 }
 
-// vmapWith jumps to the chain that a map has for an address and a port. An earlier part must match the protocol.
+// vmapWith jumps to the chain that a map has for an address and a port, and for the other port if that is a part of its
+// key. An earlier part must match the protocol.
 func (f field) vmapWith(s side, m *Set) part {
 	is4, size := m.Key[0].size == addr4.size, m.Key[0].size
-	return part{
-		fmt.Sprintf("%s %s . udp %s vmap @%s", ip(is4), f.word, s.word, m.Name),
-		append(f.load(is4), s.load(word32(size)), &expr.Lookup{SourceRegister: reg, SetName: m.Name, IsDestRegSet: true}),
+	text, load := fmt.Sprintf("%s %s . udp %s", ip(is4), f.word, s.word), append(f.load(is4), s.load(word32(size)))
+	if len(m.Key) == 3 {
+		other := dport
+		if s.word == dport.word {
+			other = sport
+		}
+		text, load = text+" . udp "+other.word, append(load, other.load(word32(size+4)))
 	}
+	return part{text + " vmap @" + m.Name, append(load, &expr.Lookup{SourceRegister: reg, SetName: m.Name, IsDestRegSet: true})}
 }
 
 // set replaces an address of a UDP packet. The kernel mends the checksums.

@@ -113,7 +113,7 @@ func (l *relayLab) forwarded(host netip.Addr, port uint16) (passed, dropped expr
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		name := newJumps("relay").add(netip.AddrPortFrom(host, port)).Name
+		name := (&jumps{name: "relay", ports: 2}).name3(netip.AddrPortFrom(host, port), 6784)
 		rules, err := conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
 		if err != nil || len(rules) != 2 {
 			l.t.Fatalf("the chain %s has the rules %v: %v", name, rules, err)
@@ -209,6 +209,7 @@ func TestRelaysForwardForNobodyElse(t *testing.T) {
 func TestRelaysLimitTheRateOfAPair(t *testing.T) {
 	l := newRelayLab(t, "IPv4")
 	l.load(true)
+	l.expect("first", l.sockA, netip.AddrPortFrom(l.addrB, 6784), l.sockB, netip.AddrPortFrom(l.addrA, 6784)) // the neighbours know each other
 	start, sent := time.Now(), 0
 	for b := make([]byte, 60_000); sent < 500<<20; sent += len(b) {
 		if _, err := l.sockA.WriteToUDPAddrPort(b, netip.AddrPortFrom(l.addrB, 6784)); err != nil {

@@ -13,7 +13,7 @@ func (m *Measure) log(id peer.ID, was, is path.Path, now time.Time) {
 	switch {
 	case was.State == is.State && was.Via != is.Via && is.Moves > path.Flapping:
 	case was.State == is.State && was.Via != is.Via && !is.Via.IsZero():
-		m.cfg.Log.Info("a tunnel goes over a relay, since the peer does not answer directly", "peer", name, "relay", m.cfg.View.Get().Name(is.Via), "rtt", is.RTT)
+		m.cfg.Log.Info("a tunnel goes over a relay, since the peer does not answer directly", "peer", name, "relays", m.names(is.Via), "rtt", is.RTT)
 	case was.State == is.State && was.Via != is.Via:
 		m.cfg.Log.Info("a tunnel goes directly again", "peer", name, "addr", is.Endpoint, "rtt", is.RTT)
 	case was.State == is.State:

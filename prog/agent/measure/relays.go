@@ -29,6 +29,14 @@ func (m *Measure) relays(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
 	return topology.Relays(m.cfg.Self, to, peers, map[peer.ID]topology.Links{m.cfg.Self: {Cut: map[peer.ID]bool{to: true}}})
 }
 
+// names returns the names of relays for people.
+func (m *Measure) names(over path.Relays) (out []string) {
+	for _, id := range over.List() {
+		out = append(out, m.cfg.View.Get().Name(id))
+	}
+	return out
+}
+
 // keep saves the ways and pairs if they have changed. A relay whose agent restarts must go on with the first plan, and
 // a tunnel that uses one as well.
 func (m *Measure) keep() {

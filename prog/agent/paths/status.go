@@ -60,8 +60,10 @@ func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target,
 		}
 		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, c.MTU)
 		if c.State == api.ConnRelayed {
-			c.Via = measured.Via.String()
-			c.Info += " via " + v.Name(measured.Via)
+			for _, id := range measured.Via.List() {
+				c.Via = append(c.Via, id.String())
+				c.Info += " via " + v.Name(id)
+			}
 		}
 		if measured.State == path.Unheard {
 			c.Info += " (it does not hear this host)"

@@ -22,7 +22,11 @@ func relays(in Inputs, tunnels []topology.Tunnel) (out nft.Relays) {
 	}
 	for _, w := range in.Ways {
 		t := byPeer[w.Peer]
-		if t == nil {
+		if t == nil && !w.Peer.IsZero() {
+			continue
+		}
+		if t == nil { // this relay asks another one
+			out.Detours = append(out.Detours, nft.Detour{Relay: w.To, Own: w.Own})
 			continue
 		}
 		d := nft.Detour{Peer: t.Endpoint, Relay: w.To, Own: w.Own, Used: w.Used}

@@ -36,7 +36,7 @@ func becomes(t *testing.T, l *lab.Lab, limit time.Duration, a, b, state, via str
 	t.Helper()
 	for _, ends := range [][2]string{{a, b}, {b, a}} {
 		took := eventually.Nil(t, limit, fmt.Sprintf("the tunnel of %s to %s is %s %s", ends[0], ends[1], state, via), func() error {
-			if c := connectionTo(t, l, ends[0], ends[1]); c.State != state || (via == "") != (c.Via == "") || !strings.HasSuffix(c.Info, via) {
+			if c := connectionTo(t, l, ends[0], ends[1]); c.State != state || (via == "") != (c.Via == nil) || !strings.HasSuffix(c.Info, via) {
 				return fmt.Errorf("it is %s: %s", c.State, c.Info)
 			}
 			return nil

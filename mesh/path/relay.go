@@ -1,0 +1,237 @@
+package path
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"weft/mesh/peer"
+)
+
+// A relay forwards between two hosts once both have registered for each other:
+//
+//	A ── register: for B ─▶ relay        from the port that stands for B
+//	A ◀─ registered: a cookie            bound to the source address that the relay saw
+//	A ── register: for B, the cookie ─▶  proves that A receives there
+//	                        relay ── invite: A ─▶ B, which does the same
+//
+// Of several relays in a row, each registers with the next one as if it were the host whose id is smaller, and an
+// invitation travels from relay to relay. Two registrations fit if they come from both sides of the same row. A
+// registration ends after legFor. A changed source address counts as soon as its cookie comes back.
+
+// Leg is the way between this host, as a relay, and the next host towards one end.
+type Leg struct{ Host, Own netip.AddrPort }
+
+// Pair is two hosts between which this host is a relay.
+type Pair struct {
+	Peers [2]peer.ID
+	Legs  [2]Leg
+}
+
+type legOf struct{ origin, target peer.ID }
+
+// leg is a proven registration: what comes from Host is from the origin, for the target.
+type leg struct {
+	Leg
+	from, next peer.ID // its neighbours in the row, on the sides of the origin and of the target
+	seen       time.Time
+	stamp      int64
+	invited    time.Time     // when the other side was last asked to register as well
+	on         *registration // of this relay with the next one; nil: the other side registers
+	onTo       Leg           // the way to that one
+	onRoute    route
+	restored   bool // of an earlier agent, which knew the neighbours
+}
+
+const (
+	legFor      = 50 * time.Second // three registrations may get lost
+	inviteEvery = 200 * time.Millisecond
+	// maxLegs and maxLegsPerHost bound what peers can make a relay store.
+	maxLegs, maxLegsPerHost = 1024, 256
+)
+
+// Pairs returns the hosts between which this host forwards.
+func (p *Prober) Pairs() (out []Pair) {
+	for of, l := range p.legs {
+		pair := Pair{Peers: [2]peer.ID{of.origin, of.target}, Legs: [2]Leg{l.Leg}}
+		back := p.legs[legOf{of.target, of.origin}]
+		switch {
+		case l.on != nil && l.on.proven:
+			pair.Legs[1] = l.onTo
+		case back == nil || back.on != nil && back.on.proven || less(of.target, of.origin):
+			continue
+		case l.restored || back.restored || l.next == back.from && l.from == back.next:
+			pair.Legs[1] = back.Leg
+		}
+		if pair.Legs[1].Host.IsValid() && l.Host.Addr().Is4() == pair.Legs[1].Host.Addr().Is4() {
+			out = append(out, pair)
+		}
+	}
+	slices.SortFunc(out, func(a, b Pair) int {
+		return slices.Compare(slices.Concat(a.Peers[0][:], a.Peers[1][:]), slices.Concat(b.Peers[0][:], b.Peers[1][:]))
+	})
+	return out
+}
+
+func less(a, b peer.ID) bool { return slices.Compare(a[:], b[:]) < 0 }
+
+// serve takes a registration, and returns the answer to it.
+func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Send, bool) {
+	of := legOf{m.origin, m.target}
+	known := p.legs[of]
+	before, after := m.around(r.ID)
+	switch {
+	case p.peers[m.target] == nil, m.origin == m.target, m.origin == p.cfg.Self, m.target == r.ID:
+		return Send{}, false
+	case m.origin != r.ID && (len(before) == 0 || before[len(before)-1] != r.ID || !less(m.origin, m.target)):
+		return Send{}, false // only a relay before this one registers for another host
+	case m.stamp <= r.stamp-int64(forgetAfter) || known != nil && m.stamp <= known.stamp && known.from == r.ID:
+		return Send{}, false
+	}
+	out := message{kind: registered, id: m.id, stamp: p.stamp(now), route: route{origin: m.origin, target: m.target}, cookie: p.cookie(of, r.ID, arrived.From)}
+	switch {
+	case p.cfg.Refuses || known == nil && !p.hasRoom(m.origin):
+		out.flags = flagRefused
+	case m.cookie == out.cookie:
+		p.accept(now, r, m, Leg{arrived.From, arrived.To}, after)
+	}
+	s := Send{To: arrived.From, From: arrived.To.Addr(), Payload: p.seal(r, out), peer: r.ID}
+	return s, s.Payload != nil
+}
+
+func (p *Prober) hasRoom(host peer.ID) bool {
+	n := 0
+	for of := range p.legs {
+		if of.origin == host {
+			n++
+		}
+	}
+	return n < maxLegsPerHost && len(p.legs) < maxLegs
+}
+
+// accept stores a proven registration, and gets the other side to register, too.
+func (p *Prober) accept(now time.Time, from *remote, m message, to Leg, after []peer.ID) {
+	of := legOf{m.origin, m.target}
+	next := m.target
+	if len(after) > 0 {
+		next = after[0]
+	}
+	l := p.legs[of]
+	if l == nil || l.from != from.ID || l.next != next {
+		l = &leg{from: from.ID, next: next}
+		p.legs[of] = l
+		p.version++
+	}
+	if l.Leg != to {
+		l.Leg = to
+		p.version++
+	}
+	l.seen, l.stamp = now, m.stamp
+	on := m.onwards(from.ID, p.cfg.Self)
+	if len(after) > 0 && less(m.origin, m.target) {
+		if l.on == nil {
+			if port, ok := p.freePort(m.target, next); ok {
+				l.on = &registration{port: port, next: now}
+			}
+		}
+		l.onRoute = on
+		p.next = minTime(p.next, now)
+		return
+	}
+	back := p.legs[legOf{m.target, m.origin}]
+	if back != nil && !back.restored && back.from == next && back.next == from.ID || now.Sub(l.invited) < inviteEvery {
+		return
+	}
+	l.invited = now
+	p.invite(now, next, on)
+}
+
+// invite asks the next host to register for the origin of a route, or to pass the question on.
+func (p *Prober) invite(now time.Time, next peer.ID, on route) {
+	to, ok := p.reaches(next)
+	if !ok {
+		return
+	}
+	m := message{kind: invite, id: p.newID(), stamp: p.stamp(now), route: on}
+	if payload := p.seal(p.peers[next], m); payload != nil {
+		p.outbox = append(p.outbox, Send{To: to, Payload: payload, peer: next})
+		p.next = minTime(p.next, now)
+	}
+}
+
+// invited takes a question whether this host registers as well.
+func (p *Prober) invited(now time.Time, from *remote, m message) {
+	before, after := m.around(from.ID)
+	switch {
+	case m.stamp <= from.stamp-int64(forgetAfter), len(before) == 0, before[len(before)-1] != from.ID:
+	case m.target != p.cfg.Self && !p.cfg.Refuses:
+		next := m.target
+		if len(after) > 0 {
+			next = after[0]
+		}
+		p.invite(now, next, m.onwards(from.ID, p.cfg.Self))
+	case m.target == p.cfg.Self && len(after) == 0 && p.peers[m.origin] != nil:
+		r := p.peers[m.origin]
+		slices.Reverse(before)
+		if over, ok := relaysOf(before); ok && len(r.detours()) <= maxDetours && r.over(now, over) {
+			p.wake(r)
+		}
+	}
+}
+
+// tendLegs ends registrations that were not repeated, and appends this relay's own with others.
+func (p *Prober) tendLegs(now time.Time, out []Send) []Send {
+	for of, l := range p.legs {
+		if now.Sub(l.seen) >= legFor {
+			delete(p.legs, of)
+			p.version++
+			continue
+		}
+		if l.on == nil {
+			continue
+		}
+		if !now.Before(l.on.next) {
+			if to, ok := p.reaches(l.next); ok {
+				if l.onTo.Host != to {
+					l.onTo.Host = to
+					p.version++
+				}
+				if s, ok := p.register(now, l.on, l.next, to, l.onRoute); ok {
+					out = append(out, s)
+				}
+			} else {
+				l.on.next = now.Add(gapMax)
+			}
+		}
+		p.next = minTime(p.next, l.on.next)
+	}
+	if len(p.restored) > 0 && now.Sub(p.restoredAt) >= legFor {
+		clear(p.restored)
+		p.version++
+	}
+	return out
+}
+
+// registered takes the answer to a registration of this host.
+func (p *Prober) registered(now time.Time, arrived Arrival, relay *remote, m message) {
+	if m.origin == p.cfg.Self {
+		if r := p.peers[m.target]; r != nil {
+			r.registered(now, arrived, relay, m)
+		}
+		return
+	}
+	l := p.legs[legOf{m.origin, m.target}]
+	if l == nil || l.on == nil || l.next != relay.ID || l.on.port != arrived.To.Port() || l.onTo.Host != arrived.From {
+		return
+	}
+	was := l.on.proven
+	switch ok, refused := l.on.took(now, m); {
+	case refused:
+		delete(p.legs, legOf{m.origin, m.target})
+		p.version++
+	case ok && (l.onTo.Own != arrived.To || !was):
+		l.onTo.Own = arrived.To
+		p.version++
+	}
+	p.next = minTime(p.next, l.on.next)
+}
