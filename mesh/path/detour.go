@@ -26,12 +26,14 @@ type detour struct {
 	registration
 	relays Relays
 	until  time.Time // it is given up then
+	// Until the first answer the peer is asked all the time for tryFor: it may just learn that it should register.
+	tryNext, tryUntil time.Time
 }
 
 const (
+	tryFor     = 5 * time.Second
 	detourFor  = 45 * time.Second // a way is kept so long after its last use
 	maxDetours = 2                // per peer, at once
-	maxTries   = 5                // registrations without an answer, before other relays are tried
 	avoidFor   = time.Minute      // a relay that did not help
 	maxWays    = 512              // of a host, since peers can ask it for some
 )
@@ -169,6 +171,9 @@ func (r *remote) tend(now time.Time, out []Send) []Send {
 			r.drop(now, a)
 			continue
 		}
+		if a.answered.IsZero() && !now.Before(d.tryNext) && now.Before(d.tryUntil) {
+			a.check, d.tryNext = true, now.Add(gapMin)
+		}
 		if now.Before(d.next) {
 			continue
 		}
@@ -222,7 +227,9 @@ func (r *remote) registered(now time.Time, arrived Arrival, relay *remote, m mes
 	case !ok:
 		return
 	}
-	a.check = a.check || a.detour.proven && a.answered.IsZero()
+	if d := a.detour; d.proven && a.answered.IsZero() && d.tryUntil.IsZero() {
+		d.tryNext, d.tryUntil = now, now.Add(tryFor)
+	}
 	if own := arrived.To.Addr(); a.own != own {
 		a.own = own
 		r.prober.version++
@@ -235,6 +242,9 @@ func (r *remote) tendAt(take func(time.Time)) {
 	for _, a := range r.detours() {
 		take(a.detour.next)
 		take(a.detour.until)
+		if a.answered.IsZero() && a.detour.tryNext.Before(a.detour.tryUntil) {
+			take(a.detour.tryNext)
+		}
 	}
 	if r.detoured() && r.alarm.IsZero() && r.first {
 		take(r.directAt)

@@ -2,6 +2,7 @@ package path
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -181,6 +182,32 @@ func TestRelaysInARow(t *testing.T) {
 					t.Errorf("a relay that starts anew forwarded nothing for %d steps, want none", lost)
 				}
 			}
+		}
+	}
+}
+
+// Rules take some time to load, and packets get lost. A relay is used soon all the same.
+func TestARelayIsUsedSoonThoughRulesLoadSlowly(t *testing.T) {
+	for loss, limit := range map[int]time.Duration{0: 1900 * time.Millisecond, 5: 4 * time.Second} {
+		var took []time.Duration
+		for seed := range 300 {
+			cut := false
+			w := relayWorld(t, 3, &cut)
+			w.random = rand.New(rand.NewPCG(uint64(seed), 3))
+			w.slow = 400 * time.Millisecond
+			link := w.link
+			w.link = func(from, to netip.Addr, size int) (bool, time.Duration) {
+				ok, delay := link(from, to, size)
+				return ok && w.random.IntN(100) >= loss, delay
+			}
+			w.run(time.Duration(seed) * 7 * time.Millisecond)
+			cut = true
+			took = append(took, w.until(20*time.Second, "the relay is used", func() bool { return w.uses(0, 1) == 2 }))
+		}
+		slices.Sort(took)
+		t.Logf("with a loss of %d %%: half after %v, nine of ten after %v, all after %v", loss, took[150], took[270], took[299])
+		if took[297] > limit {
+			t.Errorf("with a loss of %d %% a relay was used after %v, want within %v", loss, took[297], limit)
 		}
 	}
 }

@@ -89,6 +89,10 @@ type registration struct {
 	proven bool      // the relay has accepted the cookie
 }
 
+// quickTries is how often a registration is repeated quickly, before it is given more time. maxTries is how often it
+// is sent without an answer, before other relays are tried.
+const quickTries, maxTries = 5, 8
+
 // registerEvery is how often a registration is repeated. Firewalls and NAT keep a flow for 30 s or longer.
 const registerEvery = 15 * time.Second
 
@@ -101,7 +105,7 @@ func (g *registration) hurry(now time.Time) {
 
 // register returns a registration to send.
 func (p *Prober) register(now time.Time, g *registration, relay peer.ID, to netip.AddrPort, r route) (Send, bool) {
-	g.next = now.Add(min(gapMin<<min(g.tries, 4), downGap))
+	g.next = now.Add(min(gapMin<<max(g.tries-quickTries, 0), downGap)) // the rules that let the answer in may take a moment
 	with := p.peers[relay]
 	if with == nil {
 		return Send{}, false

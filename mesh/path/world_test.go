@@ -23,8 +23,9 @@ type world struct {
 	flights []flight // sorted by time
 	// link says what happens to a packet: whether it arrives, after what delay.
 	link  func(from, to netip.Addr, size int) (ok bool, delay time.Duration)
-	sent  int  // bytes
-	quiet bool // gossip reaches no host
+	sent  int           // bytes
+	quiet bool          // gossip reaches no host
+	slow  time.Duration // at most so long does it take to load rules
 	// each is called after each step.
 	each func()
 }
@@ -41,6 +42,8 @@ type host struct {
 	mute    bool             // does not probe at all
 	walled  bool             // its own firewall refuses to send
 	down    bool             // it relays nothing
+	rules   rules            // in the kernel
+	loading rules            // is loaded at its time
 	// source returns the address from which the host sends to an address; nil: the one in the same network.
 	source func(netip.Addr) netip.Addr
 }
@@ -61,6 +64,37 @@ func (r reader) Read(b []byte) (int, error) {
 		copy(b[i:], x[:])
 	}
 	return len(b), nil
+}
+
+// rules are what the kernel needs of a Prober: which ports stand for peers, and between whom it forwards.
+type rules struct {
+	at      time.Time
+	version uint64
+	ports   map[uint16]bool
+	pairs   []Pair
+}
+
+// load loads the rules of all hosts, which takes some time.
+func (w *world) load() {
+	for _, h := range w.hosts {
+		if h.loading.version != h.Version() && h.loading.at.IsZero() {
+			h.loading = rules{at: w.now.Add(w.loads()), version: h.Version(), pairs: h.Pairs(), ports: map[uint16]bool{}}
+			for _, way := range h.Ways() {
+				h.loading.ports[way.Own.Port()] = true
+			}
+		}
+		if !h.loading.at.IsZero() && !w.now.Before(h.loading.at) {
+			h.loading.at = time.Time{}
+			h.rules = h.loading
+		}
+	}
+}
+
+func (w *world) loads() time.Duration {
+	if w.slow == 0 {
+		return 0
+	}
+	return time.Duration(w.random.Int64N(int64(w.slow)))
 }
 
 // newWorld makes n hosts with some addresses each. All links work, with a delay of 1 ms.
@@ -170,7 +204,7 @@ func (h *host) forwards(a Arrival) (Leg, bool) {
 	if h.down || a.Payload[len(Magic)] != forwarded {
 		return Leg{}, false
 	}
-	for _, p := range h.Pairs() {
+	for _, p := range h.rules.pairs {
 		for i, l := range p.Legs {
 			if l.Host == a.From && l.Own == a.To {
 				return p.Legs[1-i], true
@@ -192,6 +226,9 @@ func (w *world) run(d time.Duration) {
 		}
 		for _, h := range w.hosts {
 			next = minTime(next, h.next)
+			if !h.loading.at.IsZero() {
+				next = minTime(next, h.loading.at)
+			}
 		}
 		if next.After(end) {
 			w.now = end
@@ -201,7 +238,7 @@ func (w *world) run(d time.Duration) {
 		for len(w.flights) > 0 && !w.flights[0].at.After(w.now) {
 			f := w.flights[0]
 			w.flights = w.flights[1:]
-			if f.to.mute {
+			if to := f.Arrival.To.Port(); f.to.mute || to != port && !f.to.rules.ports[to] {
 				continue
 			}
 			if answer, ok := f.to.Receive(w.now, f.Arrival); ok {
@@ -224,6 +261,7 @@ func (w *world) run(d time.Duration) {
 			}
 			h.next = latest(h.Next(), w.now.Add(time.Millisecond))
 		}
+		w.load()
 		if w.each != nil {
 			w.each()
 		}
