@@ -34,8 +34,8 @@ func relays(in Inputs, tunnels []topology.Tunnel) (out nft.Relays) {
 		case w.Used && (!same || uses[t.Endpoint] > 1):
 			t.Endpoint = netip.AddrPortFrom(w.To.Addr(), w.Own.Port())
 			d.Peer = t.Endpoint
-		case !same:
-			d.Peer = netip.AddrPortFrom(w.To.Addr(), w.Own.Port())
+		case !same: // WireGuard may follow what comes by the relay, and the relay's own address leads nowhere else
+			d.Peer, d.Used = netip.AddrPortFrom(w.To.Addr(), w.Own.Port()), w.Own.Addr().IsValid()
 		}
 		t.Proven = t.Proven || w.Used // WireGuard's endpoint must be the one of the rules
 		out.Detours = append(out.Detours, d)
