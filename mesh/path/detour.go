@@ -154,7 +154,7 @@ func (r *remote) over(now time.Time, over Relays) bool {
 	if !ok {
 		return false
 	}
-	r.addrs = append(r.addrs, newDetour(now, over, p.peers[over.first()].serves(), port))
+	r.addrs = append(r.addrs, newDetour(now, over, p.peers[over.first()].current.to, port))
 	p.version++
 	return true
 }
@@ -177,12 +177,7 @@ func (r *remote) tend(now time.Time, out []Send) []Send {
 		if now.Before(d.next) {
 			continue
 		}
-		relay := d.relays.first()
-		if to, ok := p.reaches(relay); ok && to != a.to {
-			a.to = to
-			p.version++
-		}
-		s, ok := p.register(now, &d.registration, relay, a.to, route{origin: p.cfg.Self, target: r.ID, others: d.relays.rest(), ahead: d.relays.len() - 1})
+		s, ok := p.register(now, &d.registration, d.relays.first(), &a.to, route{origin: p.cfg.Self, target: r.ID, others: d.relays.rest(), ahead: d.relays.len() - 1})
 		if ok {
 			out = append(out, s)
 		}
@@ -272,6 +267,9 @@ func (r *remote) seekDirect(now time.Time, out []Send) []Send {
 // and the tunnel has not moved often.
 func (r *remote) worksAgain(now time.Time, a *address) bool {
 	const answers = 3
+	if e := r.find(r.path.Endpoint); e != nil && e != a && now.Sub(e.answered) < downGap {
+		return false // WireGuard has that one: nothing may get lost on the way to another one
+	}
 	if now.Sub(r.switched) < min(time.Duration(len(r.moves))*downGap, maxDirectHold) {
 		return false
 	}

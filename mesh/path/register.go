@@ -87,6 +87,9 @@ type registration struct {
 	tries  int       // without an answer
 	cookie uint32    // proves to the relay that this host receives at its address
 	proven bool      // the relay has accepted the cookie
+	// A relay cannot turn IPv4 into IPv6: both hosts must use the same family. other means that this host uses the one
+	// that it would not have chosen, and alone that the relay answers by one only.
+	other, alone bool
 }
 
 // quickTries is how often a registration is repeated quickly, before it is given more time. maxTries is how often it
@@ -103,17 +106,28 @@ func (g *registration) hurry(now time.Time) {
 	}
 }
 
-// register returns a registration to send.
-func (p *Prober) register(now time.Time, g *registration, relay peer.ID, to netip.AddrPort, r route) (Send, bool) {
+// register returns a registration to send. at is the address of the last one.
+func (p *Prober) register(now time.Time, g *registration, relay peer.ID, at *netip.AddrPort, r route) (Send, bool) {
 	g.next = now.Add(min(gapMin<<max(g.tries-quickTries, 0), downGap)) // the rules that let the answer in may take a moment
+	if g.tries > quickTries/2 && g.other {
+		g.other, g.alone = false, true
+	}
+	to, both, ok := p.reaches(relay, g.other)
+	if ok && to != *at {
+		*at = to
+		p.version++
+	}
 	with := p.peers[relay]
-	if with == nil {
+	if with == nil || !at.IsValid() {
 		return Send{}, false
 	}
 	m := message{kind: register, id: p.newID(), stamp: p.stamp(now), route: r, cookie: g.cookie}
+	if both && !g.alone {
+		m.flags |= flagBoth
+	}
 	g.asked, g.tries, g.last = m.id, g.tries+1, now
 	payload := p.seal(with, m)
-	return Send{To: to, Port: g.port, Payload: payload, peer: relay}, payload != nil
+	return Send{To: *at, Port: g.port, Payload: payload, peer: relay}, payload != nil
 }
 
 // took takes the answer to a registration.
@@ -125,9 +139,12 @@ func (g *registration) took(now time.Time, m message) (ok, refused bool) {
 	if m.flags&flagRefused != 0 {
 		return false, true
 	}
-	if g.proven = g.cookie == m.cookie; g.proven {
+	switch g.proven = g.cookie == m.cookie; {
+	case m.flags&flagBoth != 0 && !g.alone:
+		g.other, g.next = !g.other, now
+	case g.proven:
 		g.next = now.Add(registerEvery)
-	} else {
+	default:
 		g.cookie, g.next = m.cookie, now
 	}
 	return true, false
@@ -164,23 +181,19 @@ func (p *Prober) freePort(of, relay peer.ID) (uint16, bool) {
 	return 0, false
 }
 
-// reaches returns the address at which this host reaches a relay or an end directly.
-func (p *Prober) reaches(id peer.ID) (netip.AddrPort, bool) {
+// reaches returns the address by which this host reaches a relay or an end directly, if possible of the other family
+// than the one that is used first.
+func (p *Prober) reaches(id peer.ID, other bool) (to netip.AddrPort, both, ok bool) {
 	r := p.peers[id]
 	if r == nil || r.current == nil || r.current.detour != nil || r.down() {
-		return netip.AddrPort{}, false
+		return to, false, false
 	}
-	return r.serves(), true
-}
-
-// serves returns the address of a relay: an IPv4 address that has answered, since both hosts must use the same family.
-func (r *remote) serves() netip.AddrPort {
-	for _, a := range r.addrs {
-		if a.detour == nil && a.to.Addr().Is4() && (a == r.current || a.answered.After(r.switched)) {
-			return a.to
-		}
+	to = r.current.to
+	i := slices.IndexFunc(r.addrs, func(a *address) bool { return a.detour == nil && a.to.Addr().Is4() != to.Addr().Is4() })
+	if i >= 0 && other {
+		to = r.addrs[i].to
 	}
-	return r.current.to
+	return to, i >= 0, true
 }
 
 // cookie proves that a host receives what is sent to an address. Nothing needs to be stored for it.

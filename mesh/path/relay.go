@@ -40,6 +40,7 @@ type leg struct {
 	on         *registration // of this relay with the next one; nil: the other side registers
 	onTo       Leg           // the way to that one
 	onRoute    route
+	both       bool // the origin has both address families
 	restored   bool // of an earlier agent, which knew the neighbours
 }
 
@@ -94,6 +95,9 @@ func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Se
 		out.flags = flagRefused
 	case m.cookie == out.cookie:
 		p.accept(now, r, m, Leg{arrived.From, arrived.To}, after)
+		if p.mismatch(of, m.flags&flagBoth != 0) {
+			out.flags = flagBoth
+		}
 	}
 	s := Send{To: arrived.From, From: arrived.To.Addr(), Payload: p.seal(r, out), peer: r.ID}
 	return s, s.Payload != nil
@@ -146,9 +150,26 @@ func (p *Prober) accept(now time.Time, from *remote, m message, to Leg, after []
 	p.invite(now, next, on)
 }
 
+// mismatch reports whether the origin should use its other address family: the other side uses it, and either has no
+// other one, or it is IPv4.
+func (p *Prober) mismatch(of legOf, both bool) bool {
+	l, back := p.legs[of], p.legs[legOf{of.target, of.origin}]
+	if l.both = both; !both {
+		return false
+	}
+	is4, theirs4, known := l.Host.Addr().Is4(), false, false
+	switch {
+	case l.on != nil && l.onTo.Host.IsValid():
+		theirs4, known = l.onTo.Host.Addr().Is4(), true
+	case back != nil:
+		theirs4, known = back.Host.Addr().Is4(), true
+	}
+	return known && is4 != theirs4 && (theirs4 || back == nil || !back.both)
+}
+
 // invite asks the next host to register for the origin of a route, or to pass the question on.
 func (p *Prober) invite(now time.Time, next peer.ID, on route) {
-	to, ok := p.reaches(next)
+	to, _, ok := p.reaches(next, false)
 	if !ok {
 		return
 	}
@@ -191,16 +212,8 @@ func (p *Prober) tendLegs(now time.Time, out []Send) []Send {
 			continue
 		}
 		if !now.Before(l.on.next) {
-			if to, ok := p.reaches(l.next); ok {
-				if l.onTo.Host != to {
-					l.onTo.Host = to
-					p.version++
-				}
-				if s, ok := p.register(now, l.on, l.next, to, l.onRoute); ok {
-					out = append(out, s)
-				}
-			} else {
-				l.on.next = now.Add(gapMax)
+			if s, ok := p.register(now, l.on, l.next, &l.onTo.Host, l.onRoute); ok {
+				out = append(out, s)
 			}
 		}
 		p.next = minTime(p.next, l.on.next)

@@ -103,3 +103,27 @@ func TestACutLinkGoesOverARelay(t *testing.T) {
 	lossless(t, "when the link was back", flows)
 	tcp.stop(t)
 }
+
+// A relay cannot turn IPv4 into IPv6. If two hosts reach it by different families, one of them takes its other one.
+func TestARelayIsReachedByOneFamily(t *testing.T) {
+	labtest.Waits(t)
+	labtest.Need(t, "nft", "nftables")
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
+	measured(t, l)
+	for _, family := range []string{"ip", "ip6"} {
+		rule := `iifname %q oifname %q ether type ` + family + ` udp dport 6784 drop`
+		between(t, l, fmt.Sprintf(rule, "h2", "h3"), fmt.Sprintf(rule, "h3", "h2"))
+		eventually.True(t, 30*time.Second, "h2 and h3 use the other family", func() bool {
+			for _, ends := range [][2]string{{"h2", "h3"}, {"h3", "h2"}} {
+				if c := connectionTo(t, l, ends[0], ends[1]); c.State != api.ConnDirect || c.Address.Addr().Is4() != (family == "ip6") {
+					return false
+				}
+			}
+			return true
+		})
+		cutLink(t, l, "h1", "h2")
+		becomes(t, l, 10*time.Second, "h1", "h2", api.ConnRelayed, "(h3)")
+		between(t, l)
+		becomes(t, l, 20*time.Second, "h1", "h2", api.ConnDirect, "")
+	}
+}
