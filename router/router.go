@@ -152,6 +152,9 @@ func (r *Router) Protected() bool { return r.kernel.Owned() }
 // Dropped returns the number of packets in a direction that policies dropped.
 func (r *Router) Dropped(d policy.Direction) (uint64, error) { return r.kernel.DroppedAll(d) }
 
+// Forwarded returns what the kernel forwarded between two hosts for which this one is the relay.
+func (r *Router) Forwarded(p nft.Pair) ([2]nft.Forwarded, error) { return r.kernel.Forwarded(p) }
+
 // loadTable makes the nftables table match a configuration.
 func (r *Router) loadTable(c Config) error {
 	v4, v6 := c.node()

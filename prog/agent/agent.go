@@ -27,6 +27,7 @@ import (
 	"weft/prog/agent/plan"
 	"weft/prog/agent/policyview"
 	"weft/prog/agent/publish"
+	"weft/prog/agent/relays"
 	"weft/prog/agent/resolver"
 	"weft/prog/agent/settings"
 	"weft/prog/agent/statedir"
@@ -62,6 +63,7 @@ type parts struct {
 	enforce    *enforce.Enforcer
 	publish    *publish.Publisher
 	measure    *measure.Measure
+	relays     *relays.Relays
 	datapath   *datapath.Datapath
 	paths      *paths.Paths
 	resolver   resolver.Resolver
@@ -197,6 +199,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 		View: seen, Started: r.started, Gossip: o.GossipPort, IPv6: r.ipv6, GivenMTU: o.MTU != 0, Tunnels: p.datapath.Tunnels, Measured: p.measure.Path, Rates: p.measure.Rates,
 		Targets: p.mesh.Targets, Expected: func() []mesh.Target { return h.expected(p.mesh.Targets()) }, Observe: wg.Observe,
 	})
+	p.relays = relays.New(relays.Config{View: seen, Relayed: &p.measure.Relayed, Forwarded: p.router.Forwarded})
 	return nil
 }
 
@@ -225,10 +228,10 @@ func (r *run) wireQueries(h host, p *parts) {
 	p.cni = install.New(install.Config{ConfDir: o.CNIConfDir, BinDir: o.CNIBinDir, Chain: o.CNIChain, Plugin: r.pluginConfig()})
 	p.status = status.New(status.Config{
 		Options: o, PublicKey: t.Public.String(), IPv6: r.ipv6, View: p.view, Board: r.board, Attached: p.attached, Unattached: p.unattached,
-		Paths: p.paths, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath,
+		Paths: p.paths, Relays: p.relays, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath,
 		Problems: []func(*view.View) []problem.Problem{
 			status.Any(p.membership.Problems), status.Any(p.datapath.Problems), status.Any(p.measure.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
-			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.view.Problems, status.Any(p.cni.Problems),
+			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.relays.Problems, p.view.Problems, status.Any(p.cni.Problems),
 		},
 	})
 	p.control = control.New(control.Config{Self: t.Self, Mesh: p.mesh, IPAM: p.ipam, View: p.view, Stop: r.stop})

@@ -86,6 +86,7 @@ type Router struct {
 	Underlay    []netip.Addr `json:"underlay"`
 	Targets     []Target     `json:"targets"`
 	Connections []Connection `json:"connections"`
+	Relays      []Relay      `json:"relays,omitempty"` // for whom this host is a relay
 	Peers       []Peer       `json:"peers"`
 	PID         int          `json:"pid"`
 }
@@ -128,6 +129,14 @@ type Connection struct {
 	PathMTU      int      `json:"pathMTU,omitempty"`   // largest packet of the underlay to the peer, as measured; 0: not measured
 	ReceivedRate float64  `json:"receivedRate"`        // bytes per second
 	SentRate     float64  `json:"sentRate"`            // bytes per second
+}
+
+// Relay is what this host forwards from one host to another, which do not reach each other directly.
+type Relay struct {
+	From    string `json:"from"`
+	To      string `json:"to"`
+	Bytes   uint64 `json:"bytes"`   // forwarded since the two began
+	Dropped uint64 `json:"dropped"` // bytes that were too much
 }
 
 // Peer is one member of the mesh, this host included.

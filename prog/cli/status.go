@@ -147,6 +147,9 @@ func printStatus(w io.Writer, r api.Report) {
 		}
 	}
 	b.line("Peers", "%d (%d reachable, with %s)", len(rt.Peers), reachable, words.Count(direct(rt.Connections), "direct connection"))
+	if len(rt.Relays) > 0 {
+		b.line("Relay", "this host forwards for %s of hosts", words.Count(len(rt.Relays)/2, "pair"))
+	}
 	b.line("Node", "%s", orDash(join(rt.Node, " ")))
 	b.line("MTU", "%d", rt.MTU)
 	if !rt.IPv6 {

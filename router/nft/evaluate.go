@@ -93,7 +93,7 @@ func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 	}
 	for _, one := range directions {
 		name := "drop-" + one.prefix() + one.String()
-		if one.Direction != d || !slices.ContainsFunc(k.loaded.Chains, func(c *Chain) bool { return c.Name == name }) {
+		if one.Direction != d || !k.has(name) {
 			continue
 		}
 		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
@@ -109,6 +109,11 @@ func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 		}
 	}
 	return n, nil
+}
+
+// has reports whether the loaded table has a chain. The caller holds the lock.
+func (k *Kernel) has(name string) bool {
+	return slices.ContainsFunc(k.loaded.Chains, func(c *Chain) bool { return c.Name == name })
 }
 
 // kernelTables reads the chains and sets of one table from the kernel as needed, each only once.

@@ -53,9 +53,9 @@ type Leg struct{ Host, Own netip.AddrPort }
 // Pair is two hosts between which this host is a relay.
 type Pair [2]Leg
 
-// pairRate limits what a relay forwards from one host to another, in MiB per second. The kernel lets the amount of a
+// PairRate limits what a relay forwards from one host to another, in MiB per second. The kernel lets the amount of a
 // second and pairBurst, in MiB, pass at once.
-const pairRate, pairBurst = 128, 16
+const PairRate, pairBurst = 128, 16
 
 func (r Relays) equal(o Relays) bool {
 	return slices.Equal(r.Detours, o.Detours) && slices.Equal(r.Pairs, o.Pairs) && slices.Equal(r.Late, o.Late)
@@ -64,6 +64,8 @@ func (r Relays) equal(o Relays) bool {
 func (r Relays) clone() Relays {
 	return Relays{slices.Clone(r.Detours), slices.Clone(r.Pairs), slices.Clone(r.Late)}
 }
+
+const relayChain = "relay" // begins the names of the chains that forward
 
 // These hooks are outside of conntrack (-200) on a host, and before it on a relay. What comes by a relay is
 // rewritten after the usual firewalls, like probes.
@@ -139,16 +141,16 @@ func (r Relays) late(port uint16) (p Program) {
 // relay returns the rules of a relay. Only what comes from a known host, from the port that stands for the other
 // one, is forwarded; all else is this host's own, like probes for the relay itself.
 func (r Relays) relay() (p Program) {
-	from, to := newJumps("relay"), newJumps("leaving")
+	from, to := newJumps(relayChain), newJumps("leaving")
 	from.ports, to.ports = 2, 2
 	left := map[string]bool{}
 	for _, pair := range r.Pairs {
 		for i, source := range pair {
 			target := pair[1-i]
-			p.Chains = append(p.Chains, from.add(source.Host, source.Own.Port(), rule(above(pairRate, pairBurst), counter(), drop()),
+			p.Chains = append(p.Chains, from.add(source.Host, source.Own.Port(), rule(above(PairRate, pairBurst), counter(), drop()),
 				rule(counter(), notrack(), sport.set(target.Own.Port()), dport.set(target.Host.Port()), daddr.set(target.Host.Addr()))))
 			// An own source address is refused by routing, so it is set afterwards. Two pairs may leave in the same way.
-			if leave := to.name3(target.Host, target.Own.Port()); !left[leave] {
+			if leave := to.chain(target.Host, target.Own.Port()); !left[leave] {
 				left[leave] = true
 				p.Chains = append(p.Chains, to.add(target.Host, target.Own.Port(), rule(saddr.set(target.Own.Addr()))))
 			}
@@ -176,8 +178,8 @@ type jumps struct {
 
 func newJumps(name string) *jumps { return &jumps{name: name, ports: 1} }
 
-// name3 returns the name of a chain. It follows from the key, so that a chain stays while others come and go.
-func (j *jumps) name3(of netip.AddrPort, other uint16) string {
+// chain returns the name of a chain. It follows from the key, so that a chain stays while others come and go.
+func (j *jumps) chain(of netip.AddrPort, other uint16) string {
 	name := fmt.Sprintf("%s-%s-%d", j.name, strings.ReplaceAll(plain(of.Addr()).String(), ":", "_"), of.Port())
 	if j.ports == 2 {
 		name += fmt.Sprintf("-%d", other)
@@ -188,7 +190,7 @@ func (j *jumps) name3(of netip.AddrPort, other uint16) string {
 // add returns a chain for the packets of an address and port, and of the other port if that is a part of the key.
 func (j *jumps) add(of netip.AddrPort, other uint16, rules ...Rule) *Chain {
 	addr := plain(of.Addr())
-	c := &Chain{Name: j.name3(of, other), Rules: rules}
+	c := &Chain{Name: j.chain(of, other), Rules: rules}
 	i := 1
 	if addr.Is4() {
 		i = 0

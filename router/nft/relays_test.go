@@ -8,9 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-
 	"weft/mesh/path"
 	"weft/router/routertest"
 )
@@ -81,7 +78,7 @@ func (l *relayLab) load(used bool) {
 	}{
 		{l.a, l.kernelA, detour(l.addrA, l.addrB, l.ownA, 40001)},
 		{l.b, l.kernelB, detour(l.addrB, l.addrA, l.ownB, 40002)},
-		{l.relay, l.kernelR, Relays{Pairs: []Pair{{{from(l.addrA, 40001), from(l.ownA, 6784)}, {from(l.addrB, 40002), from(l.ownB, 6784)}}}}},
+		{l.relay, l.kernelR, Relays{Pairs: []Pair{l.pair()}}},
 	} {
 		host.ns.Do(func() {
 			if err := host.kernel.Apply(build(Config{Guard: Guard{Universe: universe, Port: 6784}, Relays: host.relays})); err != nil {
@@ -105,28 +102,21 @@ func (l *relayLab) expect(what string, from *net.UDPConn, to netip.AddrPort, at 
 	}
 }
 
-// forwarded returns what the relay has forwarded and dropped of a host's packets.
-func (l *relayLab) forwarded(host netip.Addr, port uint16) (passed, dropped expr.Counter) {
+// forwarded returns what the relay has forwarded and dropped of both hosts' packets.
+func (l *relayLab) forwarded() (out [2]Forwarded) {
 	l.t.Helper()
 	l.relay.Do(func() {
-		conn, err := nftables.New()
-		if err != nil {
+		var err error
+		if out, err = l.kernelR.Forwarded(l.pair()); err != nil {
 			l.t.Fatal(err)
 		}
-		name := (&jumps{name: "relay", ports: 2}).name3(netip.AddrPortFrom(host, port), 6784)
-		rules, err := conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
-		if err != nil || len(rules) != 2 {
-			l.t.Fatalf("the chain %s has the rules %v: %v", name, rules, err)
-		}
-		for i, r := range rules {
-			for _, e := range r.Exprs {
-				if c, ok := e.(*expr.Counter); ok {
-					*[]*expr.Counter{&dropped, &passed}[i] = *c
-				}
-			}
-		}
 	})
-	return passed, dropped
+	return out
+}
+
+func (l *relayLab) pair() Pair {
+	from := netip.AddrPortFrom
+	return Pair{{from(l.addrA, 40001), from(l.ownA, 6784)}, {from(l.addrB, 40002), from(l.ownB, 6784)}}
 }
 
 // What comes by an address that the tunnel has left looks as if it came by the one that the tunnel uses. Probes do not.
@@ -167,10 +157,10 @@ func TestRelaysReplaceOnlyAddresses(t *testing.T) {
 				l.load(used)
 				l.expect("from a", l.sockA, b, l.sockB, a)
 				l.expect("from b", l.sockB, a, l.sockA, b)
-				passed, _ := l.forwarded(l.addrA, 40001)
-				back, _ := l.forwarded(l.addrB, 40002)
-				if want := uint64(i+1) / 2; passed.Packets != want || back.Packets != want {
-					t.Errorf("with the relay in use %v: it has forwarded %d and %d packets, want %d each way", used, passed.Packets, back.Packets, want)
+				header := map[string]int{"IPv4": 28, "IPv6": 48}[family]
+				want := uint64((i + 1) / 2 * (header + len("from a")))
+				if n := l.forwarded(); n[0].Passed != want || n[1].Passed != want || n[0].Dropped != 0 {
+					t.Errorf("with the relay in use %v: it has forwarded %+v, want %d bytes each way", used, n, want)
 				}
 			}
 			l.expect("to the relay itself", l.sockA, netip.AddrPortFrom(l.ownA, 6784), l.sockR, a)
@@ -198,10 +188,8 @@ func TestRelaysForwardForNobodyElse(t *testing.T) {
 		defer stranger.Close()
 		l.expect("from "+own.String(), stranger, netip.AddrPortFrom(from.via, 6784), l.sockR, own)
 	}
-	for _, host := range []netip.AddrPort{netip.AddrPortFrom(l.addrA, 40001), netip.AddrPortFrom(l.addrB, 40002)} {
-		if passed, _ := l.forwarded(host.Addr(), host.Port()); passed.Packets != 0 {
-			t.Errorf("the relay forwarded %d packets from %v, want none", passed.Packets, host)
-		}
+	if n := l.forwarded(); n != [2]Forwarded{} {
+		t.Errorf("the relay forwarded %+v, want nothing", n)
 	}
 }
 
@@ -217,9 +205,9 @@ func TestRelaysLimitTheRateOfAPair(t *testing.T) {
 		}
 	}
 	took := time.Since(start)
-	passed, dropped := l.forwarded(l.addrA, 40001)
-	if most := (pairBurst + pairRate*(1+took.Seconds())) * (1 << 20) * 1.05; float64(passed.Bytes) > most || float64(sent) > most && dropped.Packets == 0 {
-		t.Errorf("of %d bytes in %v the relay forwarded %d, and dropped %d packets; want at most %.0f", sent, took, passed.Bytes, dropped.Packets, most)
+	n := l.forwarded()[0]
+	if most := (pairBurst + PairRate*(1+took.Seconds())) * (1 << 20) * 1.05; float64(n.Passed) > most || float64(sent) > most && n.Dropped == 0 {
+		t.Errorf("of %d bytes in %v the relay forwarded %d, and dropped %d; want at most %.0f", sent, took, n.Passed, n.Dropped, most)
 	}
-	t.Logf("of %d MiB in %v the relay forwarded %d", sent>>20, took, passed.Bytes>>20)
+	t.Logf("of %d MiB in %v the relay forwarded %d", sent>>20, took, n.Passed>>20)
 }

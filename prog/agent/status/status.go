@@ -37,6 +37,8 @@ type (
 	Paths interface {
 		Status(*view.View) (kind string, connections []api.Connection)
 	}
+	// Relays returns for whom this host is a relay.
+	Relays interface{ Status(*view.View) []api.Relay }
 	// Resolver returns the state of the name server.
 	Resolver interface{ Status(*view.View) api.DNS }
 	// Policies returns what this host enforces.
@@ -64,6 +66,7 @@ type Config struct {
 	Attached   Attached
 	Unattached Unattached
 	Paths      Paths
+	Relays     Relays
 	Resolver   Resolver
 	Policies   Policies
 	CNI        CNI
@@ -137,7 +140,7 @@ func (s *Reporter) router(v *view.View) api.Router {
 	r := api.Router{
 		Protocol: mesh.Version, ID: v.Self.String(), Nickname: v.Own.Nickname, Device: link.Device, PublicKey: c.PublicKey,
 		Port: o.Port, GossipPort: o.GossipPort, MTU: c.Datapath.MTU(), IPv6: c.IPv6, PID: os.Getpid(),
-		Underlay: v.Own.Underlay, Node: v.NodeAddrs(v.Own.Node, c.IPv6), Targets: []api.Target{}, Peers: v.StatusPeers(c.IPv6),
+		Underlay: v.Own.Underlay, Node: v.NodeAddrs(v.Own.Node, c.IPv6), Targets: []api.Target{}, Relays: c.Relays.Status(v), Peers: v.StatusPeers(c.IPv6),
 	}
 	r.Datapath, r.Connections = c.Paths.Status(v)
 	if !v.Ring.IsZero() {

@@ -37,6 +37,7 @@ func (*host) Rejections() []mesh.Rejection {
 type (
 	attached struct{}
 	paths    struct{}
+	relays   struct{}
 	resolver struct{}
 	policies struct{}
 	cni      struct{}
@@ -44,13 +45,14 @@ type (
 
 func (attached) Status(*view.View) []api.Endpoint          { return []api.Endpoint{{Name: "web"}} }
 func (paths) Status(*view.View) (string, []api.Connection) { return "kernel", []api.Connection{} }
+func (relays) Status(*view.View) []api.Relay               { return []api.Relay{{From: "h2"}} }
 func (resolver) Status(*view.View) api.DNS                 { return api.DNS{Off: true} }
 func (policies) Status() api.PolicyReport                  { return api.PolicyReport{Policies: 3} }
 func (cni) Status() *api.CNI                               { return nil }
 
 func newReporter(h *host) *Reporter {
 	return New(Config{
-		Options: config.Options{Version: "v1"}, View: h, Board: h, Attached: attached{}, Unattached: h, Paths: paths{}, Resolver: resolver{},
+		Options: config.Options{Version: "v1"}, View: h, Board: h, Attached: attached{}, Unattached: h, Paths: paths{}, Relays: relays{}, Resolver: resolver{},
 		Policies: policies{}, CNI: cni{}, Mesh: h, Settings: h, Datapath: h,
 		Problems: []func(*view.View) []problem.Problem{
 			func(*view.View) []problem.Problem {
@@ -66,7 +68,7 @@ func newReporter(h *host) *Reporter {
 
 func TestTheReportHasTheStateOfEachComponent(t *testing.T) {
 	r, err := newReporter(&host{}).Report(t.Context())
-	if err != nil || !r.Ready || r.Version != "v1" || !r.Router.Exposed || r.Router.MTU != 1420 || r.Router.Datapath != "kernel" ||
+	if err != nil || !r.Ready || r.Version != "v1" || !r.Router.Exposed || r.Router.MTU != 1420 || r.Router.Datapath != "kernel" || len(r.Router.Relays) != 1 ||
 		r.IPAM.Status != "ready" || len(r.Endpoints) != 1 || r.Policy.Policies != 3 || !r.DNS.Off {
 		t.Errorf("report %+v, error %v; want the values of each component", r, err)
 	}
