@@ -232,6 +232,20 @@ func (r *remote) registered(now time.Time, arrived Arrival, relay *remote, m mes
 	r.prober.wake(r)
 }
 
+// source returns the address from which a probe came, as a candidate. Nil: it came by a way that is not known any more.
+func (r *remote) source(now time.Time, arrived Arrival) *address {
+	for _, a := range r.detours() {
+		if a.sends(arrived) {
+			a.detour.until = now.Add(detourFor)
+			return a
+		}
+	}
+	if port := arrived.To.Port(); port >= firstPort && port < firstPort+portCount {
+		return nil
+	}
+	return r.learn(now, arrived.From)
+}
+
 // tendAt returns when the ways over relays have something to do.
 func (r *remote) tendAt(take func(time.Time)) {
 	for _, a := range r.detours() {

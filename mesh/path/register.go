@@ -67,7 +67,7 @@ func (r route) around(sender peer.ID) (before, after []peer.ID) {
 }
 
 // onwards returns the route that a relay passes on.
-func (r route) onwards(sender, self peer.ID) route {
+func (r route) onwards(sender peer.ID) route {
 	before, after := r.around(sender)
 	out := route{origin: r.origin, target: r.target, ahead: max(len(after)-1, 0)}
 	rest := before

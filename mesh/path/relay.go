@@ -131,7 +131,7 @@ func (p *Prober) accept(now time.Time, from *remote, m message, to Leg, after []
 		p.version++
 	}
 	l.seen, l.stamp = now, m.stamp
-	on := m.onwards(from.ID, p.cfg.Self)
+	on := m.onwards(from.ID)
 	if len(after) > 0 && less(m.origin, m.target) {
 		if l.on == nil {
 			if port, ok := p.freePort(m.target, next); ok {
@@ -190,7 +190,7 @@ func (p *Prober) invited(now time.Time, from *remote, m message) {
 		if len(after) > 0 {
 			next = after[0]
 		}
-		p.invite(now, next, m.onwards(from.ID, p.cfg.Self))
+		p.invite(now, next, m.onwards(from.ID))
 	case m.target == p.cfg.Self && len(after) == 0 && p.peers[m.origin] != nil:
 		r := p.peers[m.origin]
 		slices.Reverse(before)

@@ -306,20 +306,6 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 	r.tell()
 }
 
-// source returns the address from which a probe came, as a candidate. Nil: it came by a way that is not known any more.
-func (r *remote) source(now time.Time, arrived Arrival) *address {
-	for _, a := range r.detours() {
-		if a.sends(arrived) {
-			a.detour.until = now.Add(detourFor)
-			return a
-		}
-	}
-	if port := arrived.To.Port(); port >= firstPort && port < firstPort+portCount {
-		return nil
-	}
-	return r.learn(now, arrived.From)
-}
-
 // asked takes a question of the peer, and returns the answer.
 func (r *remote) asked(now time.Time, arrived Arrival, m message) (Send, bool) {
 	from := r.source(now, arrived)

@@ -65,7 +65,10 @@ func TestParseReadsEachProbeOfADatagram(t *testing.T) {
 		packet(from4, netip.AddrPortFrom(to4.Addr(), 20000), short), packet(from4, to4, []byte("we")), packet(from4, to4, []byte("xyzabcd")), nil,
 	), func(d Datagram) { got = append(got, d) })
 	want := []Datagram{
-		{from4, to4, short, 35}, {from6, to6, long[:MaxPayload], 352}, {from4, to4, short, 37}, {from4, to4, short, 35},
+		{from4, to4, short, 35},
+		{from6, to6, long[:MaxPayload], 352},
+		{from4, to4, short, 37},
+		{from4, to4, short, 35},
 		{from4, netip.AddrPortFrom(to4.Addr(), 20000), short, 35},
 	}
 	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
