@@ -211,3 +211,38 @@ func TestARelayIsUsedSoonThoughRulesLoadSlowly(t *testing.T) {
 		}
 	}
 }
+
+// A member that registers for everybody, from ever new addresses, and that invites a host to everything, makes that host
+// change its rules seldom, and store little.
+func TestALyingMemberUsesFewRelays(t *testing.T) {
+	w := newWorld(t, 400, 1)
+	a, liar := w.hosts[0], w.hosts[1]
+	a.Configure(w.now, w.remotes(a), false)
+	liar.Configure(w.now, w.remotes(liar)[:1], false)
+	key := liar.peers[a.id].Key
+	before, n := a.Version(), 0
+	const seconds = 20
+	for range seconds * 50 { // what the kernel lets pass of one source
+		w.now = w.now.Add(time.Second / 50)
+		n++
+		other := w.hosts[2+n%398]
+		at := Arrival{From: netip.AddrPortFrom(liar.addrs[0], uint16(20000+n%7000)), To: netip.AddrPortFrom(a.addrs[0], port), Size: 122}
+		m := message{kind: register, id: uint64(n), stamp: w.now.UnixNano(), route: route{origin: liar.id, target: other.id}}
+		m.cookie = a.cookie(legOf{liar.id, other.id}, liar.id, at.From)
+		if n%2 == 0 {
+			m.kind, m.route, at.From = invite, route{origin: other.id, target: a.id}, netip.AddrPortFrom(liar.addrs[0], port)
+		}
+		var err error
+		if at.Payload, err = key.seal(m, reader{w.random}); err != nil {
+			t.Fatal(err)
+		}
+		a.Receive(w.now, at)
+		a.Due(w.now)
+	}
+	if n := a.Version() - before; n > 3*seconds*maxChanges {
+		t.Errorf("the lies of %d s made %d versions, want at most %d", seconds, n, 3*seconds*maxChanges)
+	}
+	if len(a.legs) > maxLegsPerHost || len(a.Ways()) > maxWays || len(a.Pairs()) > 0 {
+		t.Errorf("the lies made %d registrations, %d ways and %d pairs, want at most %d and %d, and no pair", len(a.legs), len(a.Ways()), len(a.Pairs()), maxLegsPerHost, maxWays)
+	}
+}

@@ -49,7 +49,18 @@ const (
 	inviteEvery = 200 * time.Millisecond
 	// maxLegs and maxLegsPerHost bound what peers can make a relay store.
 	maxLegs, maxLegsPerHost = 1024, 256
+	// maxChanges is how many changes of this host's rules a peer can cause in a second.
+	maxChanges = 20
 )
+
+// mayChange reports whether the peer may cause another change now.
+func (r *remote) mayChange(now time.Time) bool {
+	if now.Sub(r.second) >= time.Second {
+		r.second, r.inSecond = now, 0
+	}
+	r.inSecond++
+	return r.inSecond <= maxChanges
+}
 
 // Pairs returns the hosts between which this host forwards.
 func (p *Prober) Pairs() (out []Pair) {
@@ -80,6 +91,7 @@ func less(a, b peer.ID) bool { return slices.Compare(a[:], b[:]) < 0 }
 func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Send, bool) {
 	of := legOf{m.origin, m.target}
 	known := p.legs[of]
+	to := Leg{arrived.From, arrived.To}
 	before, after := m.around(r.ID)
 	switch {
 	case p.peers[m.target] == nil, m.origin == m.target, m.origin == p.cfg.Self, m.target == r.ID:
@@ -94,7 +106,10 @@ func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Se
 	case p.cfg.Refuses || known == nil && !p.hasRoom(m.origin):
 		out.flags = flagRefused
 	case m.cookie == out.cookie:
-		p.accept(now, r, m, Leg{arrived.From, arrived.To}, after)
+		if (known == nil || known.Leg != to) && !r.mayChange(now) {
+			return Send{}, false
+		}
+		p.accept(now, r, m, to, after)
 		if p.mismatch(of, m.flags&flagBoth != 0) {
 			out.flags = flagBoth
 		}
@@ -194,7 +209,7 @@ func (p *Prober) invited(now time.Time, from *remote, m message) {
 	case m.target == p.cfg.Self && len(after) == 0 && p.peers[m.origin] != nil:
 		r := p.peers[m.origin]
 		slices.Reverse(before)
-		if over, ok := relaysOf(before); ok && len(r.detours()) <= maxDetours && r.over(now, over) {
+		if over, ok := relaysOf(before); ok && len(r.detours()) <= maxDetours && from.mayChange(now) && r.over(now, over) {
 			p.wake(r)
 		}
 	}

@@ -48,6 +48,8 @@ type remote struct {
 	mtu         search
 	directAt    time.Time             // when the direct addresses are asked next, while a relay is used
 	avoided     map[peer.ID]time.Time // relays that did not help
+	second      time.Time             // since when inSecond counts changes by this peer, see mayChange
+	inSecond    int
 }
 
 // ask is a question without an answer.
