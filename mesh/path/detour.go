@@ -31,11 +31,13 @@ type detour struct {
 }
 
 const (
-	tryFor     = 5 * time.Second
-	detourFor  = 45 * time.Second // a way is kept so long after its last use
-	maxDetours = 2                // per peer, at once
-	avoidFor   = time.Minute      // a relay that did not help
-	maxWays    = 512              // of a host, since peers can ask it for some
+	tryFor = 5 * time.Second
+	// maxSoughtGap is the longest time between two searches for relays to a peer that gossip does not reach.
+	maxSoughtGap = 15 * time.Minute
+	detourFor    = 45 * time.Second // a way is kept so long after its last use
+	maxDetours   = 2                // per peer, at once
+	avoidFor     = time.Minute      // a relay that did not help
+	maxWays      = 512              // of a host, since peers can ask it for some
 )
 
 // Ways returns all ways over relays.
@@ -104,8 +106,11 @@ func (r *remote) seek(now time.Time) {
 	if r.underLoad && r.needsAnswer {
 		doubt-- // a question was lost, and so is traffic
 	}
-	if r.prober.cfg.Relays == nil || r.Quiet || r.rounds < doubt {
+	if r.prober.cfg.Relays == nil || r.rounds < doubt || r.Quiet && now.Sub(r.soughtAt) < r.soughtGap {
 		return
+	}
+	if r.soughtAt = now; r.Quiet { // it is dead, or behind NAT
+		r.soughtGap = min(max(2*r.soughtGap, avoidFor), maxSoughtGap)
 	}
 	for _, a := range r.detours() { // a relay may have started anew
 		a.detour.hurry(now)
@@ -255,7 +260,7 @@ func (r *remote) tendAt(take func(time.Time)) {
 			take(a.detour.tryNext)
 		}
 	}
-	if r.detoured() && r.alarm.IsZero() && r.first {
+	if r.detoured() && r.alarm.IsZero() {
 		take(r.directAt)
 	}
 }
@@ -263,9 +268,10 @@ func (r *remote) tendAt(take func(time.Time)) {
 // detoured reports whether the tunnel uses a relay.
 func (r *remote) detoured() bool { return r.current != nil && r.current.detour != nil }
 
-// seekDirect asks the direct addresses while a calm tunnel uses a relay.
+// seekDirect asks the direct addresses while a calm tunnel uses a relay. Both hosts do so: the questions of each open its
+// NAT for those of the other.
 func (r *remote) seekDirect(now time.Time, out []Send) []Send {
-	if !r.detoured() || !r.alarm.IsZero() || !r.first || now.Before(r.directAt) {
+	if !r.detoured() || !r.alarm.IsZero() || now.Before(r.directAt) {
 		return out
 	}
 	r.directAt = now.Add(downGap)

@@ -211,7 +211,7 @@ func (r *remote) ask(now time.Time, out []Send, a *address, size int) []Send {
 	if len(r.asks) >= maxAsks {
 		return out
 	}
-	m := message{kind: question, id: r.prober.newID(), stamp: r.prober.stamp(now), size: uint16(size), mtu: uint16(r.path.MTU), rtt: r.path.RTT, loss: uint16(r.path.Loss * 10000)}
+	m := message{kind: question, id: r.prober.newID(), stamp: r.prober.stamp(now), size: uint16(size), mtu: uint16(r.path.MTU), rtt: r.path.RTT, loss: uint16(r.path.Loss * 10000), seen: r.prober.outer(now)}
 	if a == r.current {
 		m.flags |= flagChosen
 	}
@@ -224,6 +224,20 @@ func (r *remote) ask(now time.Time, out []Send, a *address, size int) []Send {
 	}
 	r.asks = append(r.asks, ask{id: m.id, at: now, addr: a, size: size})
 	return append(out, Send{To: a.to, Port: a.port(), Payload: payload, Size: size, id: m.id, peer: r.ID})
+}
+
+// failed takes the kernel's refusal to send.
+func (r *remote) failed(now time.Time, s Send, firewall bool) {
+	if i := slices.IndexFunc(r.asks, func(q ask) bool { return s.id != 0 && q.id == s.id }); i >= 0 {
+		if q := r.asks[i]; q.size == 0 {
+			q.addr.note(false)
+			if q.addr == r.current {
+				r.path.Refused = firewall
+				r.raise(now, true, r.recent(now))
+			}
+		}
+		r.asks = slices.Delete(r.asks, i, i+1)
+	}
 }
 
 // nextAt returns when due has something to do.

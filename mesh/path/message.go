@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net/netip"
 	"time"
 )
 
@@ -34,9 +35,9 @@ var ForRelays = [4]byte{Magic[0], Magic[1], Magic[2], toRelay}
 const (
 	markSize  = 8
 	nonceSize = 12
-	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + reserved
+	bodySize  = 1 + 1 + 8 + 8 + 2 + 2 + 4 + 2 + 16 + 2 + reserved
 	tagSize   = 16
-	reserved  = 26 // bytes of the body that later versions may use
+	reserved  = 8 // bytes of the body that later versions may use
 
 	// messageSize is the size of a probe without padding.
 	messageSize = head + nonceSize + bodySize + tagSize
@@ -76,6 +77,9 @@ type message struct {
 	mtu   uint16 // the path MTU that the sender has measured; 0: none
 	rtt   time.Duration
 	loss  uint16 // parts of 10,000
+	// seen of an answer is where its question came from. Of a question, and of all that comes over a relay, it is where
+	// other peers see the sender, if that is behind NAT.
+	seen netip.AddrPort
 	// These are in messages to and from relays only: what comes from the source of a registration is for the target of
 	// the route. The cookie is the relay's.
 	route
@@ -174,6 +178,11 @@ func (m message) encode() []byte {
 	b = binary.BigEndian.AppendUint16(b, m.mtu)
 	b = binary.BigEndian.AppendUint32(b, uint32(min(m.rtt.Microseconds(), 1<<32-1)))
 	b = binary.BigEndian.AppendUint16(b, m.loss)
+	seen := [16]byte{}
+	if m.seen.IsValid() {
+		seen = m.seen.Addr().As16()
+	}
+	b = binary.BigEndian.AppendUint16(append(b, seen[:]...), m.seen.Port())
 	return append(b, make([]byte, reserved)...)
 }
 
@@ -197,5 +206,8 @@ func decode(b []byte) (m message, ok bool) {
 	}
 	m.size, m.mtu = binary.BigEndian.Uint16(b[18:]), binary.BigEndian.Uint16(b[20:])
 	m.rtt, m.loss = time.Duration(binary.BigEndian.Uint32(b[22:]))*time.Microsecond, binary.BigEndian.Uint16(b[26:])
+	if port := binary.BigEndian.Uint16(b[44:]); port != 0 {
+		m.seen = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[28:44])).Unmap(), port)
+	}
 	return m, m.kind == question || m.kind == answer
 }

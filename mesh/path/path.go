@@ -179,6 +179,10 @@ type Prober struct {
 	legs   map[legOf]*leg
 	secret [32]byte // makes cookies
 
+	// Where peers saw this host last, if that is no address of its own.
+	outerAddr netip.AddrPort
+	outerAt   time.Time
+
 	restored   map[peer.ID]Way // of an earlier agent, for peers that are not known yet
 	restoredAt time.Time
 }

@@ -46,6 +46,8 @@ type remote struct {
 	changes     []time.Time
 	moves       []time.Time // of the endpoint, and of the MTU that the peer told
 	mtu         search
+	soughtAt    time.Time             // when relays to a quiet peer were last looked for
+	soughtGap   time.Duration         // until they are looked for again
 	directAt    time.Time             // when the direct addresses are asked next, while a relay is used
 	avoided     map[peer.ID]time.Time // relays that did not help
 	second      time.Time             // since when inSecond counts changes by this peer, see mayChange
@@ -68,7 +70,7 @@ func (r *remote) configure(now time.Time, c Remote, moved bool, spread time.Dura
 	r.Remote = c
 	switch {
 	case !c.Quiet:
-		r.quietAt = time.Time{}
+		r.quietAt, r.soughtGap = time.Time{}, 0
 	case r.quietAt.IsZero():
 		r.quietAt = now
 	}
@@ -276,6 +278,11 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.stamp = m.stamp
 	}
 	r.path.Answered, r.path.Refused = now, false
+	if q.addr.detour == nil {
+		r.prober.seenAt(now, m.seen, arrived.To)
+	} else {
+		r.behindNAT(now, m.seen)
+	}
 	if q.addr == r.current && r.alarm.IsZero() && q.at.Sub(r.sentSince) >= 0 {
 		r.sentSince = time.Time{}
 	}
@@ -318,9 +325,13 @@ func (r *remote) asked(now time.Time, arrived Arrival, m message) (Send, bool) {
 		r.stamp = m.stamp
 		r.path.Asked, r.capable = now, true
 		r.hear(now)
+		r.behindNAT(now, m.seen)
 		r.heed(now, from, m)
 	}
-	out := message{kind: answer, id: m.id, stamp: r.prober.stamp(now)}
+	out := message{kind: answer, id: m.id, stamp: r.prober.stamp(now), seen: arrived.From}
+	if from.detour != nil {
+		out.seen = r.prober.outer(now)
+	}
 	s := Send{To: arrived.From, From: arrived.To.Addr(), Port: from.port(), Payload: r.prober.seal(r, out), peer: r.ID}
 	if m.size != 0 { // a measurement of the MTU: the way back counts as well
 		s.Size = min(int(m.size), arrived.Size)
@@ -374,20 +385,6 @@ func (r *remote) follows(now time.Time) bool {
 // recent reports whether traffic went to or came from the peer within the last seconds.
 func (r *remote) recent(now time.Time) bool {
 	return !r.sentSince.IsZero() || now.Sub(r.path.Received) < 2*time.Second
-}
-
-// failed takes the kernel's refusal to send.
-func (r *remote) failed(now time.Time, s Send, firewall bool) {
-	if i := slices.IndexFunc(r.asks, func(q ask) bool { return s.id != 0 && q.id == s.id }); i >= 0 {
-		if q := r.asks[i]; q.size == 0 {
-			q.addr.note(false)
-			if q.addr == r.current {
-				r.path.Refused = firewall
-				r.raise(now, true, r.recent(now))
-			}
-		}
-		r.asks = slices.Delete(r.asks, i, i+1)
-	}
 }
 
 func minTime(a, b time.Time) time.Time {
