@@ -40,7 +40,7 @@ func Command() *cobra.Command {
 	var name string
 	root.PersistentFlags().StringVar(&name, "name", "default", "name of the lab; several labs may run at once")
 	root.AddCommand(upCommand(&name), downCommand(&name), execCommand(&name), statusCommand(&name),
-		linkCommand(&name), networkCommand(&name), killCommand(&name), demoCommand(&name), cniCommand(), nodeCommand(),
+		linkCommand(&name), networkCommand(&name), natCommand(&name), killCommand(&name), demoCommand(&name), cniCommand(), nodeCommand(),
 		hostCommand(&name, "stop", "Run weft stop on a host; its containers stay connected", (*Lab).Stop),
 		hostCommand(&name, "start", "Launch weft again on a host that was stopped or killed", (*Lab).Start),
 		hostCommand(&name, "reboot", "Kill everything on a host at once and start it again", (*Lab).Reboot))
@@ -109,7 +109,7 @@ func downCommand(name *string) *cobra.Command {
 func execCommand(name *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec HOST[/CONTAINER] -- CMD…",
-		Short: "run a command on a host, in a container, or in the bridge's namespace (underlay)",
+		Short: "run a command on a host, in a container, in the bridge's namespace (underlay), or on a NAT (nat-HOST)",
 		Example: "  weft lab exec h1 -- weft status\n  weft lab exec h1/c1 -- weft probe icmp 10.32.0.5\n" +
 			"  weft lab exec h2 -- sh\n  weft lab exec underlay -- weft probe capture h1 h2",
 		Args: cobra.MinimumNArgs(2),
@@ -161,6 +161,9 @@ func (l *Lab) checkTarget(target string) error {
 	host, container, inContainer := strings.Cut(target, "/")
 	if host == UnderlayName && !inContainer {
 		return nil
+	}
+	if owner, router := node.RouterHost(host); router && !inContainer {
+		return l.checkHost(owner)
 	}
 	if inContainer && !validName.MatchString(container) {
 		return fmt.Errorf("lab: bad container %q: use HOST/NAME, such as h1/c1", target)

@@ -206,7 +206,11 @@ func (l *Lab) addHosts(ctx context.Context) error {
 
 // boot makes a host and its containers, without weft.
 func (l *Lab) boot(ctx context.Context, host string) error {
-	cfg, err := l.hostConfig(host)
+	up, err := l.currentUplink(ctx, host)
+	if err != nil {
+		return err
+	}
+	cfg, err := l.hostConfig(host, up)
 	if err != nil {
 		return err
 	}
@@ -267,14 +271,19 @@ func (l *Lab) eachHost(ctx context.Context, f func(context.Context, string) erro
 }
 
 // Link cuts the underlay between two hosts, or restores it with up. Frames of established connections
-// are dropped too. All other links stay.
+// are dropped too. All other links stay. If a host is behind NAT, the cut is at its NAT, unless the other
+// host is inside too.
 func (l *Lab) Link(ctx context.Context, a, b string, up bool) error {
 	for _, host := range []string{a, b} {
 		if err := l.checkHost(host); err != nil {
 			return err
 		}
 	}
-	if err := l.node(UnderlayName).SetCut(ctx, node.Cut{A: a, B: b}, !up); err != nil {
+	cut, err := l.cutBetween(ctx, a, b)
+	if err != nil {
+		return err
+	}
+	if err := l.node(UnderlayName).SetCut(ctx, cut, !up); err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
 	return nil
@@ -303,7 +312,7 @@ func (l *Lab) PowerOff(ctx context.Context, host string) error {
 	return l.node(UnderlayName).End(ctx, host)
 }
 
-// Reboot powers a host off and on. Unless the lab is bare, weft starts again from its stored state,
+// Reboot powers a host off and on. A NAT stays. Unless the lab is bare, weft starts again from its stored state,
 // and containers are made and attached again, as a container runtime does.
 func (l *Lab) Reboot(ctx context.Context, host string) error {
 	if err := l.PowerOff(ctx, host); err != nil {

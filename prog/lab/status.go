@@ -16,7 +16,7 @@ import (
 type Status struct {
 	Name  string       `json:"name"`
 	Hosts []HostStatus `json:"hosts"`
-	Cut   [][2]string  `json:"cut"` // pairs of hosts between which the underlay drops all frames
+	Cut   [][2]string  `json:"cut"` // pairs of hosts, or of their NATs, between which the underlay drops all frames
 }
 
 // HostStatus is the state of a host. Its pids are those in the host's own pid namespace.
@@ -24,9 +24,17 @@ type HostStatus struct {
 	Name       string            `json:"name"`
 	Up         bool              `json:"up"`
 	Underlay   []string          `json:"underlay"`
+	NAT        *NATStatus        `json:"nat,omitempty"`
 	Agent      []int             `json:"agent"`
 	Datapath   []int             `json:"datapath"`
 	Containers []ContainerStatus `json:"containers"`
+}
+
+// NATStatus is the NAT that a host is behind. The host's underlay address is then the inner one.
+type NATStatus struct {
+	Name  string       `json:"name"`
+	Kind  node.NATKind `json:"kind"`
+	Outer string       `json:"outer"` // its outer address
 }
 
 // ContainerStatus is the state of a container. A container that is not attached has no addresses.
@@ -46,14 +54,21 @@ func (l *Lab) Status(ctx context.Context) (Status, error) {
 		s.Cut = append(s.Cut, [2]string{c.A, c.B})
 	}
 	for i, host := range l.Hosts() {
-		addrs, err := l.underlayAddrs(host)
+		owner, nat, err := l.natOf(ctx, host)
+		if err != nil {
+			return s, err
+		}
+		up, err := l.uplinkBehind(host, owner)
 		if err != nil {
 			return s, err
 		}
 		// Use empty lists, so that the JSON has no null.
 		h := HostStatus{Name: host, Underlay: []string{}, Agent: []int{}, Datapath: []int{}, Containers: []ContainerStatus{}}
-		for _, a := range addrs {
+		for _, a := range up.Addrs {
 			h.Underlay = append(h.Underlay, a.Addr().String())
+		}
+		if owner != "" {
+			h.NAT = &NATStatus{node.RouterOf(owner), nat.Kind, nat.Outer.String()}
 		}
 		if slices.ContainsFunc(root.Children, func(c node.Child) bool { return c.Name == host }) {
 			if err := l.hostStatus(ctx, &h); err != nil {
@@ -105,7 +120,11 @@ func (s Status) Print(w io.Writer) error {
 			fmt.Fprintf(tw, "%s\tpowered off\t-\t-\n", h.Name)
 			continue
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", h.Name, joinOr(h.Underlay, "-"), pids(h.Agent), pids(h.Datapath))
+		addrs := joinOr(h.Underlay, "-")
+		if h.NAT != nil {
+			addrs += fmt.Sprintf(" (%s NAT: %s)", h.NAT.Kind, h.NAT.Outer)
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", h.Name, addrs, pids(h.Agent), pids(h.Datapath))
 		for _, c := range h.Containers {
 			fmt.Fprintf(tw, "%s/%s\t%s\t\t\n", h.Name, c.Name, joinOr(c.Addrs, "not attached"))
 		}

@@ -45,7 +45,8 @@ func hostNumber(host string) (int, error) {
 	return n, nil
 }
 
-// UnderlayAddr returns a host's underlay address in the lab's first family.
+// UnderlayAddr returns a host's underlay address in the lab's first family. Once the host has a NAT, this is
+// the NAT's outer address.
 func (l *Lab) UnderlayAddr(host string) (netip.Addr, error) {
 	addrs, err := l.underlayAddrs(host)
 	if err != nil {
@@ -81,26 +82,28 @@ func nth(p netip.Prefix, n int) netip.Prefix {
 	return netip.PrefixFrom(addr, p.Bits())
 }
 
-func (l *Lab) hostConfig(host string) (node.Config, error) {
+// uplink returns the link of a host without NAT.
+func (l *Lab) uplink(host string) (node.Uplink, error) {
 	n, err := hostNumber(host)
 	if err != nil {
-		return node.Config{}, err
+		return node.Uplink{}, err
 	}
 	addrs, err := l.underlayAddrs(host)
-	if err != nil {
-		return node.Config{}, err
-	}
+	return node.Uplink{
+		Link: node.HostLink, Port: host, Switch: node.Bridge,
+		MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // the address stays the same after a reboot, like a real card's
+		Addrs: addrs, Gateways: gateways(addrs, gateway4, gateway6), GatewayMAC: gatewayMAC, Metric: uplinkMetric,
+	}, err
+}
+
+func (l *Lab) hostConfig(host string, up node.Uplink) (node.Config, error) {
 	names, err := l.hostNames()
 	if err != nil {
 		return node.Config{}, err
 	}
 	return node.Config{
 		Role: node.Host, Name: host, Bin: l.opts.Bin, Socket: l.socket(host), Names: names,
-		StateDir: l.StateDir(host), Settings: filepath.Join(l.dir, host, "etc"), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: &node.Uplink{
-			Link: node.HostLink, Port: host, Switch: node.Bridge,
-			MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // the address stays the same after a reboot, like a real card's
-			Addrs: addrs, Gateways: gateways(addrs, gateway4, gateway6), GatewayMAC: gatewayMAC, Metric: uplinkMetric,
-		},
+		StateDir: l.StateDir(host), Settings: filepath.Join(l.dir, host, "etc"), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: &up,
 	}, nil
 }
 

@@ -47,14 +47,15 @@ func setRouteMTU(prefix string, mtu int) error {
 	return nil
 }
 
-// listPorts adds the ports of all switches.
+// listPorts adds the hosts' ports on all switches. A router's ports are left out: what they carry has also
+// passed, or will pass, a host's port.
 func listPorts(info *Info) error {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return err
 	}
 	for _, link := range links {
-		if link.Attrs().MasterIndex != 0 {
+		if _, router := RouterHost(link.Attrs().Name); link.Attrs().MasterIndex != 0 && !router {
 			info.Ports = append(info.Ports, link.Attrs().Name)
 		}
 	}

@@ -173,6 +173,19 @@ func (n Node) Plug(ctx context.Context, host string, up Uplink) error {
 	return err
 }
 
+// Unplug removes a port, such as that of a host's eth0, and so the host's link. It is a request to the
+// underlay. A missing port is no error.
+func (n Node) Unplug(ctx context.Context, port string) error {
+	_, err := n.call(ctx, request{Op: opUnplug, Name: port})
+	return err
+}
+
+// SetNAT configures a router. It is a request to the router. A new kind or timeout ends all mappings.
+func (n Node) SetNAT(ctx context.Context, nat NAT) error {
+	_, err := n.call(ctx, request{Op: opNAT, NAT: &nat})
+	return err
+}
+
 // SetUplink sets the addresses and routes of a host's link.
 func (n Node) SetUplink(ctx context.Context, up Uplink) error {
 	_, err := n.call(ctx, request{Op: opUplink, Uplink: &up})

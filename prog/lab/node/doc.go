@@ -1,13 +1,14 @@
 // Package node is the init process of every namespace of a lab.
 //
-// A lab is a tree of nodes. The root owns the underlay's bridge. Hosts are its children, and containers are
-// the children of their host:
+// A lab is a tree of nodes. The root owns the underlay's bridge. Hosts are its children, like the routers of
+// hosts behind NAT, and containers are the children of their host:
 //
 //	underlay ── bridge, cut links
 //	├── h1 ── hostname, mounts, eth0
 //	│   ├── c1
 //	│   └── c2
-//	└── h2 …
+//	├── h2 …
+//	└── nat-h2 ── NAT between the bridge and h2's switch
 //
 // Each node is pid 1 of a PID namespace. If a node dies, the kernel kills everything below it, so no
 // clean-up code is needed after a crash. A node reaps orphans, such as daemons that a command

@@ -49,6 +49,14 @@ func setupNetwork(cfg Config) error {
 			return err
 		}
 		return ensureBridge(Bridge)
+	case Router:
+		if err := sysctl("net/ipv6/conf/all/disable_ipv6", "1"); err != nil {
+			return err
+		}
+		if err := sysctl("net/ipv4/ip_forward", "1"); err != nil {
+			return err
+		}
+		return setupUplink(*cfg.Uplink)
 	case Host:
 		return setupUplink(*cfg.Uplink)
 	}
@@ -91,16 +99,24 @@ func plugHost(up Uplink, pid int) error {
 // namespace, but that is too late for a host that restarts at once.
 func unplugHost(host string) error {
 	for _, name := range []string{host, SecondPort(host)} {
-		link, err := netlink.LinkByName(name)
-		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-			continue
-		}
-		if err != nil {
+		if err := removePort(name); err != nil {
 			return err
 		}
-		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("remove the port %s: %w", name, err)
-		}
+	}
+	return nil
+}
+
+// removePort removes a port, and so the other end of its link. A missing port is no error.
+func removePort(name string) error {
+	link, err := netlink.LinkByName(name)
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove the port %s: %w", name, err)
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ type server struct {
 
 	mu       sync.Mutex
 	children map[string]child
+	nat      *NAT // of a router, once it is configured
 }
 
 type child struct {
@@ -130,12 +131,16 @@ func (s *server) answer(req request) (reply, error) {
 		return reply{}, setCut(*req.Cut, req.Op == opCut)
 	case opPlug:
 		return reply{}, s.plug(req.Name, *req.Uplink)
+	case opUnplug:
+		return reply{}, removePort(req.Name)
 	case opUplink:
 		return reply{}, setupUplink(*req.Uplink)
 	case opMTU:
 		return reply{}, setMTU(req.Link, req.MTU)
 	case opRoute:
 		return reply{}, setRouteMTU(req.Route, req.MTU)
+	case opNAT:
+		return reply{}, s.setNAT(*req.NAT)
 	}
 	return reply{}, fmt.Errorf("unknown request %q: the lab runs another version of weft: run weft lab down and weft lab up", req.Op)
 }
@@ -275,6 +280,7 @@ func (s *server) info() (Info, error) {
 			info.Children = append(info.Children, Child{name, c.pid})
 		}
 	}
+	info.NAT = s.nat
 	s.mu.Unlock()
 	slices.SortFunc(info.Children, func(a, b Child) int { return a.Pid - b.Pid })
 	var err error

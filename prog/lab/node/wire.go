@@ -20,6 +20,8 @@ const (
 	Underlay Role = "underlay"
 	// Host is one machine: its own mounts, processes and hostname, and eth0 on the bridge.
 	Host Role = "host"
+	// Router is a NAT: eth0 is on the bridge, eth1 on the switch of the hosts inside. It forwards IPv4 only.
+	Router Role = "router"
 	// Container is what a container runtime makes before it calls CNI: it only has lo.
 	Container Role = "container"
 )
@@ -35,8 +37,8 @@ type Config struct {
 	StateDir string  `json:",omitempty"` // host only: folder mounted on /var/lib/weft; it survives a reboot
 	Settings string  `json:",omitempty"` // host only: folder mounted on /etc/weft; it survives a reboot
 	Scratch  string  `json:",omitempty"` // host only: mount point for data that does not survive a reboot
-	Uplink   *Uplink `json:",omitempty"` // host only: the link eth0
-	Names    string  `json:",omitempty"` // host and container: content of /etc/hosts
+	Uplink   *Uplink `json:",omitempty"` // host and router: the link eth0
+	Names    string  `json:",omitempty"` // all but the underlay: content of /etc/hosts
 }
 
 // Info is the state of a node.
@@ -46,7 +48,8 @@ type Info struct {
 	Addrs     map[string][]string `json:",omitempty"` // addresses by interface, without lo and link-local addresses
 	Processes map[string][]int    `json:",omitempty"` // pids of weft by its first argument, such as "agent"
 	Cuts      []Cut               `json:",omitempty"`
-	Ports     []string            `json:",omitempty"` // names of the ports of the underlay's switches
+	Ports     []string            `json:",omitempty"` // names of the hosts' ports on the underlay's switches
+	NAT       *NAT                `json:",omitempty"` // router only
 }
 
 // Child is a child of a node, with its pid in its parent's PID namespace.
@@ -64,7 +67,7 @@ type request struct {
 	Argv   []string    `json:",omitempty"` // exec
 	Env    []string    `json:",omitempty"` // exec
 	Config *Config     `json:",omitempty"` // spawn
-	Name   string      `json:",omitempty"` // end
+	Name   string      `json:",omitempty"` // end, plug, unplug
 	Verb   string      `json:",omitempty"` // signal
 	Signal unix.Signal `json:",omitempty"` // signal; while exec runs, a message with this field alone passes the signal to its command
 	Cut    *Cut        `json:",omitempty"` // cut, heal
@@ -72,6 +75,7 @@ type request struct {
 	Link   string      `json:",omitempty"` // mtu: eth0, or a port of the underlay
 	MTU    int         `json:",omitempty"` // mtu, route
 	Route  string      `json:",omitempty"` // route: the prefix
+	NAT    *NAT        `json:",omitempty"` // nat: at the router
 
 	// With exec: the descriptors are a terminal, which becomes the command's controlling terminal.
 	Terminal bool `json:",omitempty"`
@@ -86,9 +90,11 @@ const (
 	opCut    = "cut"
 	opHeal   = "heal"
 	opPlug   = "plug"
+	opUnplug = "unplug"
 	opUplink = "uplink"
 	opMTU    = "mtu"
 	opRoute  = "route"
+	opNAT    = "nat"
 )
 
 // reply is a node's answer. The comment of a field names the operation that sets it.
