@@ -89,7 +89,7 @@ func TestErrorsAboutArgumentsDoNotShowGoInternals(t *testing.T) {
 		"probe icmp 300.1.2.3", "probe icmp 2001:db8::zz", "probe icmp 192.0.2.1 --count 0", "probe udp 192.0.2.1 --size 1", "probe capture nosuch",
 		"probe tcp 127.0.0.1 --port 1", "probe tcp 127.0.0.1 --port 1 --bulk",
 		"report -f {{", "report -f {{nosuch}}", "report -f {{.Router}}", "report -f {{.router.nosuch}}", "report -f {{.cni.config}}", "report -f {{.ready.x}}", "report -f {{.router.peers.id}}", "report -f {{index.router.peers}}",
-		"lab up --hosts 0", "lab exec", "lab network h1 --route-mtu x=1280", "lab kill h1 --name ../x", "lab link a b c",
+		"lab up --hosts 0", "lab exec", "lab network h1 --route-mtu x=1280", "lab kill h1 --name ../x", "lab nat h1", "lab link a b c",
 	} {
 		words := append([]string{"--socket", socket}, strings.Fields(args)...)
 		if strings.HasPrefix(args, "launch --token") {

@@ -127,12 +127,8 @@ func (l *Lab) RemoveNAT(ctx context.Context, host string) error {
 func (l *Lab) addRouter(ctx context.Context, host string, outer node.Uplink, nat node.NAT) error {
 	router := node.RouterOf(host)
 	outer.Port = router // it keeps the host's MAC address, which other hosts know
-	names, err := l.hostNames()
-	if err != nil {
-		return err
-	}
-	err = l.node(UnderlayName).Spawn(ctx, node.Config{
-		Role: node.Router, Name: router, Bin: l.opts.Bin, Socket: l.socket(router), Names: names, Uplink: &outer,
+	err := l.node(UnderlayName).Spawn(ctx, node.Config{
+		Role: node.Router, Name: router, Bin: l.opts.Bin, Socket: l.socket(router), Uplink: &outer,
 	})
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)

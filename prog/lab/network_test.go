@@ -216,13 +216,16 @@ func TestExecGivesTheCommandATerminal(t *testing.T) {
 // Invalid commands are refused, and a failed command leaves nothing.
 func TestInvalidRequestsAreRefused(t *testing.T) {
 	for args, want := range map[string]string{
-		"up --hosts 0":          "0 hosts",
-		"up --hosts -1":         "-1 hosts",
-		"up --hosts 201":        "201 hosts",
-		"network h1":            "nothing to change",
-		"network h1 --metric 5": "--second-link",
-		"network h1 --mtu 9000": "no lab",
-		"exec h1 -- true":       "no lab",
+		"up --hosts 0":                        "0 hosts",
+		"up --hosts -1":                       "-1 hosts",
+		"up --hosts 201":                      "201 hosts",
+		"nat h1":                              "either --kind or --behind",
+		"nat h1 --behind h2 --kind none":      "either --kind or --behind",
+		"nat h1 --behind h2 --udp-timeout 9s": "--udp-timeout is for a new NAT",
+		"network h1":                          "nothing to change",
+		"network h1 --metric 5":               "--second-link",
+		"network h1 --mtu 9000":               "no lab",
+		"exec h1 -- true":                     "no lab",
 	} {
 		out, err := command(t, strings.Fields(strings.Replace(args, " ", " --name "+labName(t)+" ", 1))...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), want) {

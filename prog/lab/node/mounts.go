@@ -39,7 +39,7 @@ func setupMounts(cfg Config) error {
 			return err
 		}
 	}
-	if cfg.Role != Underlay {
+	if cfg.Names != "" {
 		if err := ownFile("/etc/hosts", cfg.Names); err != nil {
 			return err
 		}

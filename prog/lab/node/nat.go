@@ -116,7 +116,7 @@ func (r rules) add(chain *nftables.Chain, exprs ...[]expr.Any) {
 	r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: chain, Exprs: slices.Concat(exprs...)})
 }
 
-// addNATTable replaces the whole table:
+// addNATTable replaces the whole table. (nft 1.0.6 cannot list it: it aborts at ct in a concatenation.)
 //
 //	table ip weft-lab {
 //	    chain input {                       # Without this chain, the router itself would receive what it maps to

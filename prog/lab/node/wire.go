@@ -38,7 +38,7 @@ type Config struct {
 	Settings string  `json:",omitempty"` // host only: folder mounted on /etc/weft; it survives a reboot
 	Scratch  string  `json:",omitempty"` // host only: mount point for data that does not survive a reboot
 	Uplink   *Uplink `json:",omitempty"` // host and router: the link eth0
-	Names    string  `json:",omitempty"` // all but the underlay: content of /etc/hosts
+	Names    string  `json:",omitempty"` // host and container: content of /etc/hosts
 }
 
 // Info is the state of a node.
