@@ -198,11 +198,6 @@ func (r rules) addMapping(out *nftables.Chain, nat NAT) error {
 			return err
 		}
 	}
-	const ( // registers of four bytes; a socket takes two
-		inner = unix.NFT_REG32_00
-		port  = unix.NFT_REG32_02
-		addr  = unix.NFT_REG32_03
-	)
 	outside := slices.Concat(link(expr.MetaKeyOIFNAME, HostLink), udp)
 	r.add(out, outside, []expr.Any{
 		&expr.Payload{DestRegister: inner, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
@@ -216,6 +211,22 @@ func (r rules) addMapping(out *nftables.Chain, nat NAT) error {
 		&expr.Lookup{SourceRegister: port, DestRegister: inner, IsDestRegSet: true, SetName: sockets.Name, SetID: sockets.ID},
 		&expr.Masq{Random: true},
 	})
+	r.addLearning(outside, ports, sockets)
+	if nat.Kind == FullCone {
+		r.addOpening(sockets)
+	}
+	return nil
+}
+
+// Registers of four bytes; a socket takes two.
+const (
+	inner = unix.NFT_REG32_00
+	port  = unix.NFT_REG32_02
+	addr  = unix.NFT_REG32_03
+)
+
+// addLearning adds the chain that keeps the mappings of packets on their way outside.
+func (r rules) addLearning(outside []expr.Any, ports, sockets *nftables.Set) {
 	learn := r.chain("learn", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource+1, nftables.ChainPolicyAccept)
 	for _, direction := range []byte{ctOriginal, ctReply} {
 		mapping := slices.Concat(outside, []expr.Any{
@@ -232,16 +243,16 @@ func (r rules) addMapping(out *nftables.Chain, nat NAT) error {
 			&expr.Dynset{Operation: unix.NFT_DYNSET_OP_UPDATE, SrcRegKey: port, SrcRegData: inner, SetName: sockets.Name, SetID: sockets.ID},
 		})
 	}
-	if nat.Kind != FullCone {
-		return nil
-	}
+}
+
+// addOpening adds the chain that lets packets in to every mapping.
+func (r rules) addOpening(sockets *nftables.Set) {
 	in := r.chain("in", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
 	r.add(in, link(expr.MetaKeyIIFNAME, HostLink), udp, []expr.Any{
 		udpPort(destinationPort, port),
 		&expr.Lookup{SourceRegister: port, DestRegister: inner, IsDestRegSet: true, SetName: sockets.Name, SetID: sockets.ID},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: inner, RegProtoMin: inner + 1, Specified: true},
 	})
-	return nil
 }
 
 // IP_CT_DIR_ORIGINAL and IP_CT_DIR_REPLY in linux/netfilter/nf_conntrack_tuple_common.h.
