@@ -5,21 +5,11 @@ import (
 	"cmp"
 	"hash/fnv"
 	"maps"
-	"math/bits"
 	"slices"
 	"time"
 
 	"weft/mesh/peer"
 )
-
-// Links is what a peer says about its links to others. A peer that reaches all others says nothing.
-type Links struct {
-	Cut map[peer.ID]bool // whom it does not reach
-	// RTT are round trips. Only their order of magnitude counts, so that small changes move nothing.
-	RTT map[peer.ID]time.Duration
-	// Refuses means that it relays for nobody: it was told so, or it has no room.
-	Refuses bool
-}
 
 // maxRelays is how many relays a path may have, one after the other.
 const maxRelays = 3
@@ -101,9 +91,11 @@ func reach(a, b peer.ID, links map[peer.ID]Links) bool { return !links[a].Cut[b]
 
 // distance is the order of magnitude of a round trip, from 1: in powers of two of a millisecond.
 func distance(a, b peer.ID, links map[peer.ID]Links) int {
-	rtt := cmp.Or(max(links[a].RTT[b], links[b].RTT[a], 0), usualRTT)
-	return 1 + bits.Len64(uint64(rtt.Milliseconds()))
+	return 1 + Order(cmp.Or(max(links[a].to(b), links[b].to(a), 0), usualRTT))
 }
+
+// to returns the round trip to a peer; 0 if l does not say it.
+func (l Links) to(id peer.ID) time.Duration { return cmp.Or(l.RTT[id], l.Usual) }
 
 // tie decides between relays that are about as near. Each pair has another order of them.
 func tie(a, b, relay peer.ID) uint64 {
