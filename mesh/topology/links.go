@@ -29,6 +29,14 @@ type Links struct {
 // IsZero reports whether l says nothing.
 func (l Links) IsZero() bool { return len(l.Cut) == 0 && len(l.RTT) == 0 && l.Usual == 0 && !l.Refuses }
 
+// SameCuts reports whether two Links say the same, apart from round trips.
+func (l Links) SameCuts(o Links) bool { return maps.Equal(l.Cut, o.Cut) && l.Refuses == o.Refuses }
+
+// Equal reports whether two Links say the same.
+func (l Links) Equal(o Links) bool {
+	return l.SameCuts(o) && l.Usual == o.Usual && maps.Equal(l.RTT, o.RTT)
+}
+
 // MaxLinks is how many peers Links can name. It is the largest number of peers.
 const MaxLinks = 1 << 12
 

@@ -3,7 +3,6 @@ package topology
 import (
 	"bytes"
 	"encoding/hex"
-	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -30,10 +29,6 @@ func drawLinks(t *rapid.T) Links {
 	return l
 }
 
-func sameLinks(a, b Links) bool {
-	return maps.Equal(a.Cut, b.Cut) && maps.Equal(a.RTT, b.RTT) && a.Usual == b.Usual && a.Refuses == b.Refuses
-}
-
 func TestLinksAreDecodedAsTheyWereEncoded(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := drawLinks(t)
@@ -42,7 +37,7 @@ func TestLinksAreDecodedAsTheyWereEncoded(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := DecodeLinks(data)
-		if err != nil || !sameLinks(got, l) {
+		if err != nil || !got.Equal(l) {
 			t.Fatalf("%+v was decoded as %+v, %v", l, got, err)
 		}
 		again, err := got.Encode()

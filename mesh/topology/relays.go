@@ -105,3 +105,32 @@ func tie(a, b, relay peer.ID) uint64 {
 	}
 	return h.Sum64()
 }
+
+// Islands returns the groups of peers that reach each other, directly or by way of other peers in the group. Those that
+// refuse to relay are in none.
+func Islands(peers []peer.ID, links map[peer.ID]Links) (out [][]peer.ID) {
+	rest := make([]peer.ID, 0, len(peers))
+	for _, p := range peers {
+		if !links[p].Refuses {
+			rest = append(rest, p)
+		}
+	}
+	for len(rest) > 0 {
+		island := []peer.ID{rest[0]}
+		rest = rest[1:]
+		for i := 0; i < len(island); i++ { // most links work, so each round leaves few
+			one, own := island[i], links[island[i]].Cut
+			next := rest[:0]
+			for _, p := range rest {
+				if own[p] || links[p].Cut[one] {
+					next = append(next, p)
+				} else {
+					island = append(island, p)
+				}
+			}
+			rest = next
+		}
+		out = append(out, island)
+	}
+	return out
+}

@@ -149,3 +149,32 @@ func ExampleRelays() {
 	fmt.Println(Relays(h1, h2, []peer.ID{h1, h2, h3}, links))
 	// Output: [0300000000000000]
 }
+
+// Two peers are in one island if and only if a path of relays joins them. No peer is in two, and none that refuses is in any.
+func TestIslandsAreJoinedByRelays(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		peers, links := meshes(t, 8, 80)
+		island := map[peer.ID]int{}
+		for i, members := range Islands(peers, links) {
+			for _, p := range members {
+				if island[p] != 0 || links[p].Refuses {
+					t.Fatalf("%v is in two islands, or refuses to relay", p)
+				}
+				island[p] = i + 1
+			}
+		}
+		for _, a := range peers {
+			if !links[a].Refuses && island[a] == 0 {
+				t.Fatalf("%v is in no island", a)
+			}
+			for _, b := range peers {
+				if links[a].Refuses || links[b].Refuses {
+					continue
+				}
+				if same, want := island[a] == island[b], connected(a, b, peers, links, len(peers)); same != want {
+					t.Fatalf("%v and %v are in one island: %v, want %v", a, b, same, want)
+				}
+			}
+		}
+	})
+}

@@ -18,6 +18,7 @@ import (
 	"weft/prog/agent/enforce"
 	"weft/prog/agent/explain"
 	"weft/prog/agent/founding"
+	"weft/prog/agent/links"
 	"weft/prog/agent/measure"
 	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
@@ -64,6 +65,7 @@ type parts struct {
 	publish    *publish.Publisher
 	measure    *measure.Measure
 	relays     *relays.Relays
+	links      *links.Links
 	datapath   *datapath.Datapath
 	paths      *paths.Paths
 	resolver   resolver.Resolver
@@ -123,7 +125,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 	}
 	p.documents, err = mesh.NewDocuments(mesh.DocumentsConfig{
 		Identity: t.Keys.Identity, Mesh: p.mesh, Store: r.store, Documents: r.stored.documents, Synced: r.stored.synced, Now: time.Now, Log: log,
-		Changed: func() { p.rules.changed(); p.membership.Wake() }, Refuse: p.membership.Refuse,
+		Changed: func() { p.rules.changed(); p.membership.Wake(); p.links.Wake() }, Refuse: p.membership.Refuse,
 	})
 	if err != nil {
 		return err
@@ -187,6 +189,9 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	if err != nil {
 		return err
 	}
+	p.links = links.New(links.Config{
+		Self: t.Self, Refuses: o.NoRelay, Documents: p.documents, Paths: &p.measure.Value, View: seen, Banned: p.membership.Expelled, Log: log,
+	})
 	p.datapath = datapath.New(datapath.Config{
 		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Paths: &p.measure.Value, Relayed: &p.measure.Relayed, Underlay: p.underlay,
 		Router: p.router, PresharedKey: p.pairs.Key, Empty: p.rules.source.Empty, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,

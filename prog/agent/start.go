@@ -80,7 +80,7 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 	)
 	p.attached.Look(ctx) // must come before the first plan changes the kernel
 	run(
-		p.attached.Run, p.unattached.Run, p.enforce.Run, p.publish.Run, p.datapath.Run, p.datapath.WatchTable, p.measure.Run, p.paths.Run,
+		p.attached.Run, p.unattached.Run, p.enforce.Run, p.publish.Run, p.datapath.Run, p.datapath.WatchTable, p.measure.Run, p.links.Run, p.paths.Run,
 		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) },
 		func(ctx context.Context) error { return h.run(ctx, p) },
 	)

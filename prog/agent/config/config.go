@@ -41,6 +41,7 @@ type Options struct {
 	// DatapathElsewhere means that a supervisor starts the userspace WireGuard, if the kernel has no
 	// WireGuard: for example as a pod that outlives the agent's pod.
 	DatapathElsewhere bool
+	NoRelay           bool   // this host forwards no tunnels of other hosts
 	StatusAddr        string // empty: no status over TCP
 	DNS               DNS
 	Exempt            nft.Exempt // traffic that policies do not apply to

@@ -214,6 +214,13 @@ func because(reason string) string {
 	return " (" + reason + ")"
 }
 
+// Expelled reports whether a peer is banned, by a ban that counts.
+func (m *Membership) Expelled(id peer.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.bans[id]
+}
+
 // Admits reports whether this host may admit and ban others.
 func (m *Membership) Admits() bool { return m.cfg.Trust.Member.Rights.Has(member.Admits) }
 
