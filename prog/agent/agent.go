@@ -233,7 +233,7 @@ func (r *run) wireQueries(h host, p *parts) {
 	p.cni = install.New(install.Config{ConfDir: o.CNIConfDir, BinDir: o.CNIBinDir, Chain: o.CNIChain, Plugin: r.pluginConfig()})
 	p.status = status.New(status.Config{
 		Options: o, PublicKey: t.Public.String(), IPv6: r.ipv6, View: p.view, Board: r.board, Attached: p.attached, Unattached: p.unattached,
-		Paths: p.paths, Relays: p.relays, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath,
+		Paths: p.paths, Relays: p.relays, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath, Links: p.links,
 		Problems: []func(*view.View) []problem.Problem{
 			status.Any(p.membership.Problems), status.Any(p.datapath.Problems), status.Any(p.measure.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
 			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.relays.Problems, p.view.Problems, status.Any(p.cni.Problems),

@@ -139,19 +139,6 @@ type Relay struct {
 	Dropped uint64 `json:"dropped"` // bytes that were too much
 }
 
-// Peer is one member of the mesh, this host included.
-type Peer struct {
-	ID       string       `json:"id"`
-	Nickname string       `json:"nickname"`
-	Self     bool         `json:"self,omitempty"`
-	State    string       `json:"state"` // running, stopped, left, unreachable, or removed (after being unreachable)
-	Underlay []netip.Addr `json:"underlay"`
-	Node     []netip.Addr `json:"node,omitempty"`
-	Ring     string       `json:"ring,omitempty"`
-	Liveness string       `json:"liveness,omitempty"` // alive, silent, dead, or unsure; empty for this host
-	Reasons  []string     `json:"reasons,omitempty"`  // what Liveness was decided by
-}
-
 // IPAM describes the address ring: which peer owns which of the overlay's addresses.
 type IPAM struct {
 	Status   string         `json:"status"`

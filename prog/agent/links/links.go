@@ -176,6 +176,17 @@ func (l *Links) Relays(other peer.ID) []peer.ID {
 	return l.choice.to(l.cfg.Self, other)
 }
 
+// Told returns what a peer tells of its links; that may be this host.
+func (l *Links) Told(id peer.ID) topology.Links {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refresh(time.Now())
+	if id == l.cfg.Self {
+		return l.own.told
+	}
+	return l.others.links[id].links
+}
+
 // publish writes or deletes this host's document if it is time for that, and returns when to look again.
 func (l *Links) publish(now time.Time) (versions, time.Time) {
 	l.mu.Lock()

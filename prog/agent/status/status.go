@@ -6,9 +6,12 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
 	"weft/prog/agent/config"
 	"weft/prog/agent/metric"
 	"weft/prog/agent/settings"
@@ -52,6 +55,10 @@ type (
 	}
 	// Settings returns the operator's run-time settings.
 	Settings interface{ Get() settings.Values }
+	// Links returns what a peer tells of its links.
+	Links interface {
+		Told(peer.ID) topology.Links
+	}
 	// Datapath returns the MTU that was applied to the kernel.
 	Datapath interface{ MTU() int }
 )
@@ -73,6 +80,7 @@ type Config struct {
 	Mesh       Mesh
 	Settings   Settings
 	Datapath   Datapath
+	Links      Links
 	// Problems returns the problems of each component.
 	Problems []func(*view.View) []problem.Problem
 }
@@ -142,6 +150,9 @@ func (s *Reporter) router(v *view.View) api.Router {
 		Port: o.Port, GossipPort: o.GossipPort, MTU: c.Datapath.MTU(), IPv6: c.IPv6, PID: os.Getpid(),
 		Underlay: v.Own.Underlay, Node: v.NodeAddrs(v.Own.Node, c.IPv6), Targets: []api.Target{}, Relays: c.Relays.Status(v), Peers: v.StatusPeers(c.IPv6),
 	}
+	for i := range r.Peers {
+		s.links(&r.Peers[i])
+	}
 	r.Datapath, r.Connections = c.Paths.Status(v)
 	if !v.Ring.IsZero() {
 		r.Cluster = fmt.Sprintf("%x", v.Ring.Cluster)
@@ -156,6 +167,20 @@ func (s *Reporter) router(v *view.View) api.Router {
 		r.Targets = append(r.Targets, target)
 	}
 	return r
+}
+
+// links adds what a peer tells of its links.
+func (s *Reporter) links(p *api.Peer) {
+	id, err := peer.ParseID(p.ID)
+	if err != nil {
+		return
+	}
+	told := s.cfg.Links.Told(id)
+	p.NoRelay = told.Refuses
+	for other := range told.Cut {
+		p.Cut = append(p.Cut, other.String())
+	}
+	slices.Sort(p.Cut)
 }
 
 // Early returns the report of an agent that waits for its network.

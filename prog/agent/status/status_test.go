@@ -3,9 +3,12 @@ package status
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
 	"weft/prog/agent/agenttest"
 	"weft/prog/agent/config"
 	"weft/prog/agent/settings"
@@ -18,14 +21,20 @@ import (
 type host struct {
 	err error // the error of taking a view
 	why string
+	// peers are those of the view.
+	peers []mesh.Peer
 }
 
-func (h *host) Look(context.Context) (*view.View, error) { return agenttest.View(), h.err }
-func (*host) Status(*view.View) api.IPAM                 { return api.IPAM{Status: "ready"} }
-func (h *host) Why() string                              { return h.why }
-func (*host) List() []api.Endpoint                       { return nil }
-func (*host) Get() settings.Values                       { return settings.Values{Exposed: true} }
-func (*host) MTU() int                                   { return 1420 }
+func (h *host) Look(context.Context) (*view.View, error) {
+	v := agenttest.View()
+	v.Peers = h.peers
+	return v, h.err
+}
+func (*host) Status(*view.View) api.IPAM { return api.IPAM{Status: "ready"} }
+func (h *host) Why() string              { return h.why }
+func (*host) List() []api.Endpoint       { return nil }
+func (*host) Get() settings.Values       { return settings.Values{Exposed: true} }
+func (*host) MTU() int                   { return 1420 }
 func (*host) Targets() []mesh.Target {
 	return []mesh.Target{{Host: "h2", Connected: true}, {Host: "h3", Err: errors.New("refused")}, {Host: "h4"}}
 }
@@ -35,6 +44,7 @@ func (*host) Rejections() []mesh.Rejection {
 }
 
 type (
+	links    struct{}
 	attached struct{}
 	paths    struct{}
 	relays   struct{}
@@ -48,12 +58,16 @@ func (paths) Status(*view.View) (string, []api.Connection) { return "kernel", []
 func (relays) Status(*view.View) []api.Relay               { return []api.Relay{{From: "h2"}} }
 func (resolver) Status(*view.View) api.DNS                 { return api.DNS{Off: true} }
 func (policies) Status() api.PolicyReport                  { return api.PolicyReport{Policies: 3} }
-func (cni) Status() *api.CNI                               { return nil }
+func (links) Told(id peer.ID) topology.Links {
+	return topology.Links{Cut: map[peer.ID]bool{{9}: true, {3}: true}, Refuses: !id.IsZero()}
+}
+
+func (cni) Status() *api.CNI { return nil }
 
 func newReporter(h *host) *Reporter {
 	return New(Config{
 		Options: config.Options{Version: "v1"}, View: h, Board: h, Attached: attached{}, Unattached: h, Paths: paths{}, Relays: relays{}, Resolver: resolver{},
-		Policies: policies{}, CNI: cni{}, Mesh: h, Settings: h, Datapath: h,
+		Policies: policies{}, CNI: cni{}, Mesh: h, Settings: h, Datapath: h, Links: links{},
 		Problems: []func(*view.View) []problem.Problem{
 			func(*view.View) []problem.Problem {
 				return []problem.Problem{{Reason: "A", What: "the disk is slow", Fix: "see why"}}
@@ -77,6 +91,19 @@ func TestTheReportHasTheStateOfEachComponent(t *testing.T) {
 		if target.State != states[i] || (target.Error != "") != (i == 1) {
 			t.Errorf("%+v, want %s", target, states[i])
 		}
+	}
+}
+
+// The report says of each peer what that peer tells of its links.
+func TestReportHasTheLinksOfEachPeer(t *testing.T) {
+	h := &host{peers: []mesh.Peer{{Record: peer.Record{Identity: make([]byte, 32)}}, {Record: peer.Record{}}}}
+	r, err := newReporter(h).Report(t.Context())
+	if err != nil || len(r.Router.Peers) != 1 {
+		t.Fatalf("the peers are %+v, error %v; want the one with a record", r.Router.Peers, err)
+	}
+	want := []string{peer.ID{3}.String(), peer.ID{9}.String()}
+	if p := r.Router.Peers[0]; !slices.Equal(p.Cut, want) || !p.NoRelay {
+		t.Errorf("the peer has the cuts %v, and refuses to relay: %v; want %v, and that it refuses", p.Cut, p.NoRelay, want)
 	}
 }
 
