@@ -29,19 +29,30 @@ func (c *choice) set(self peer.ID, peers []peer.ID, links map[peer.ID]topology.L
 	return !same
 }
 
-// to returns the relays between this host and another peer.
-func (c *choice) to(self, other peer.ID) []peer.ID {
-	if !c.links[self].Cut[other] && !c.links[other].Cut[self] {
-		return nil
+// to returns the relays between this host and another peer, without those to avoid. The link between the two counts as
+// cut.
+func (c *choice) to(self, other peer.ID, avoid func(peer.ID) bool) []peer.ID {
+	if cut := c.links[self].Cut; !cut[other] {
+		cut[other] = true
+		defer delete(cut, other)
 	}
 	relays, known := c.relays[other]
 	if !known {
-		if c.possible(self, other) {
-			relays = topology.Relays(self, other, c.peers, c.links)
-		}
+		relays = c.among(c.peers, self, other)
 		c.relays[other] = relays
 	}
-	return relays
+	if avoid == nil || !slices.ContainsFunc(relays, avoid) {
+		return relays
+	}
+	return c.among(slices.DeleteFunc(slices.Clone(c.peers), avoid), self, other)
+}
+
+// among returns the relays between two peers, of those given.
+func (c *choice) among(peers []peer.ID, a, b peer.ID) []peer.ID {
+	if !c.possible(a, b) {
+		return nil
+	}
+	return topology.Relays(a, b, peers, c.links)
 }
 
 // possible reports whether some relays may join two peers. It is much faster than the search for the best ones, which is

@@ -120,7 +120,7 @@ func TestOnlyRunningPeersOfThisNetworkRelay(t *testing.T) {
 			"banned":     func(gone bool) { w.banned[c.id] = gone; w.look() },
 		} {
 			f(true)
-			if got := a.Relays(b.id); len(got) != 1 || got[0] != d.id {
+			if got := a.Relays(b.id, nil); len(got) != 1 || got[0] != d.id {
 				t.Errorf("%s: the relays are %v, want the other one", name, got)
 			}
 			f(false)
@@ -238,13 +238,13 @@ func BenchmarkRelays(b *testing.B) {
 			})
 			i := 0
 			for k := range n { // as in a mesh that runs
-				l.Relays(ids[k])
+				l.Relays(ids[k], nil)
 			}
 			for b.Loop() {
 				if i++; c.change {
 					l.Wake()
 				}
-				if got := l.Relays(ids[n/2+i%(n/2)]); (len(got) == 1) != c.bridge {
+				if got := l.Relays(ids[n/2+i%(n/2)], nil); (len(got) == 1) != c.bridge {
 					b.Fatalf("the relays are %v", got)
 				}
 			}

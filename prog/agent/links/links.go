@@ -163,9 +163,9 @@ func (l *Links) refresh(now time.Time) {
 	}
 }
 
-// Relays returns the relays to another peer, the nearest to this host first. It returns none if the peer is reached
-// directly, as far as this host knows, or if no relay reaches it. The caller must not change the list.
-func (l *Links) Relays(other peer.ID) []peer.ID {
+// Relays returns the relays to another peer, the nearest to this host first, as if the link to that peer were cut. Peers
+// to avoid are left out; nil: none. It returns none if no relay reaches the peer. The caller must not change the list.
+func (l *Links) Relays(other peer.ID, avoid func(peer.ID) bool) []peer.ID {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -173,7 +173,7 @@ func (l *Links) Relays(other peer.ID) []peer.ID {
 	if v := l.cfg.View.Get(); v == nil || (standings{View: v, banned: l.cfg.Banned, now: now}).of(other) == gone {
 		return nil
 	}
-	return l.choice.to(l.cfg.Self, other)
+	return l.choice.to(l.cfg.Self, other, avoid)
 }
 
 // Told returns what a peer tells of its links; that may be this host.

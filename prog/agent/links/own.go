@@ -53,7 +53,9 @@ func (o *own) read(doc *document.Document, self peer.ID) {
 }
 
 // down reports whether packets do not travel both ways on the direct path.
-func down(s path.State) bool { return s != path.Unknown && s != path.Direct }
+func down(p path.Path) bool { return p.State != path.Unknown && !direct(p) }
+
+func direct(p path.Path) bool { return p.State == path.Direct && p.Via.IsZero() }
 
 // observe notes which links fail and work. It returns when to call it again.
 func (o *own) observe(s standings, paths measure.Paths, others map[peer.ID]read) (next time.Time) {
@@ -64,19 +66,19 @@ func (o *own) observe(s standings, paths measure.Paths, others map[peer.ID]read)
 		e := s.Evidence[id]
 		e.Path.State = p.State // it may be newer than the view
 		switch alive := s.running(id) && path.Judge(s.now, e) == path.Alive; {
-		case down(p.State) && alive && c == nil:
+		case down(p) && alive && c == nil:
 			c = &cut{since: s.now}
 			o.cuts[id] = c
-		case down(p.State) && !alive && c != nil && !o.told.Cut[id]: // perhaps its host is dead
+		case down(p) && !alive && c != nil && !o.told.Cut[id]: // perhaps its host is dead
 			delete(o.cuts, id)
 			continue
-		case p.State == path.Direct && c != nil && c.up.IsZero():
+		case direct(p) && c != nil && c.up.IsZero():
 			c.up = s.now
 		}
 		if c == nil {
 			continue
 		}
-		if down(p.State) {
+		if down(p) {
 			c.up, c.tell = time.Time{}, c.since.Add(patience)
 			if p.State == path.Unheard || others[id].links.Cut[s.Self] {
 				c.tell = c.since.Add(tellAfter)
@@ -130,7 +132,7 @@ func (o *own) links(refuses bool) topology.Links {
 func (o *own) roundTrips() (usual time.Duration, rtt map[peer.ID]time.Duration) {
 	orders, count := make(map[peer.ID]int, len(o.paths)), map[int]int{}
 	for id, p := range o.paths {
-		if o.cuts[id] != nil || p.State != path.Direct || p.RTT <= 0 {
+		if o.cuts[id] != nil || !direct(p) || p.RTT <= 0 {
 			continue
 		}
 		order := topology.Order(p.RTT)

@@ -63,6 +63,10 @@ type Config struct {
 	// and sent, which costs little.
 	Observe func() (wg.Observed, error)
 	Bytes   func() (uint64, error)
+	// Relays returns the relays in a row to a peer that does not answer, without those to avoid. Refuses means that this
+	// host is none.
+	Relays  func(to peer.ID, avoid func(peer.ID) bool) []peer.ID
+	Refuses bool
 	// Restored is what an earlier agent saved last. Save keeps it for the next one.
 	Restored Relayed
 	Save     func(Relayed) error
@@ -108,7 +112,7 @@ func New(cfg Config) (*Measure, error) {
 		return nil, fmt.Errorf("measure: reading this host's WireGuard key: %w", err)
 	}
 	m := &Measure{cfg: cfg, private: private, changed: make(chan struct{}, 1), keys: map[[32]byte]path.Key{}, rates: map[peer.ID]rate{}}
-	m.prober = path.New(path.Config{Self: cfg.Self, Random: rand.Reader, Relays: m.relays})
+	m.prober = path.New(path.Config{Self: cfg.Self, Random: rand.Reader, Relays: cfg.Relays, Refuses: cfg.Refuses})
 	m.prober.Restore(time.Now(), cfg.Restored.Ways, cfg.Restored.Pairs)
 	m.Relayed.Set(Relayed{m.prober.Ways(), m.prober.Pairs()})
 	m.kept = m.Relayed.Version()
