@@ -88,7 +88,7 @@ func (r *remote) resume(now time.Time) {
 	}
 	delete(r.prober.restored, r.ID)
 	a := newDetour(now, w.Relays, w.To, w.Own.Port())
-	a.own, a.streak = w.Own.Addr(), 1
+	a.own = w.Own.Addr()
 	r.addrs = append(r.addrs, a)
 	r.current, r.path.Via = a, w.Relays
 }
@@ -110,21 +110,31 @@ func (r *remote) seek(now time.Time) {
 		return
 	}
 	if r.soughtAt = now; r.Quiet { // it is dead, or behind NAT
-		r.soughtGap = min(max(2*r.soughtGap, avoidFor), maxSoughtGap)
+		r.soughtGap = min(max(2*r.soughtGap, detourFor), maxSoughtGap)
 	}
 	for _, a := range r.detours() { // a relay may have started anew
 		a.detour.hurry(now)
 	}
 	for len(r.detours()) < maxDetours {
-		avoid := func(id peer.ID) bool {
-			tried := slices.ContainsFunc(r.detours(), func(a *address) bool { return a.detour.relays.first() == id })
-			return now.Sub(r.avoided[id]) < avoidFor || tried
-		}
-		over, ok := relaysOf(r.prober.cfg.Relays(r.ID, avoid))
-		if !ok || avoid(over.first()) || !r.over(now, over) {
+		over, ok := r.untried(now)
+		if !ok || !r.over(now, over) {
 			return
 		}
 	}
+}
+
+// untried returns relays that were not tried lately: those that are chosen, or else others.
+func (r *remote) untried(now time.Time) (Relays, bool) {
+	fresh := func(over Relays) bool {
+		tried := slices.ContainsFunc(r.detours(), func(a *address) bool { return a.detour.relays == over })
+		return !tried && now.Sub(r.avoided[over]) >= avoidFor
+	}
+	over, ok := relaysOf(r.prober.cfg.Relays(r.ID, nil))
+	if ok && fresh(over) {
+		return over, true
+	}
+	over, ok = relaysOf(r.prober.cfg.Relays(r.ID, func(id peer.ID) bool { return !fresh(Relays{id}) || !r.prober.relays(id) }))
+	return over, ok && fresh(over)
 }
 
 // relays reports whether this host reaches a peer directly, so that it may be a relay.
@@ -172,7 +182,8 @@ func (r *remote) tend(now time.Time, out []Send) []Send {
 		if a == r.current {
 			d.until = now.Add(detourFor)
 		}
-		if !now.Before(d.until) || d.tries > maxTries && a != r.current {
+		useless := d.tries > maxTries || a.answered.IsZero() && !d.tryUntil.IsZero() && !now.Before(d.tryUntil)
+		if !now.Before(d.until) || useless && a != r.current {
 			r.drop(now, a)
 			continue
 		}
@@ -192,16 +203,16 @@ func (r *remote) tend(now time.Time, out []Send) []Send {
 
 // drop forgets a way over relays.
 func (r *remote) drop(now time.Time, a *address) {
-	if a.streak == 0 || a == r.current {
+	if a.answered.IsZero() || a == r.current {
 		if r.avoided == nil {
-			r.avoided = map[peer.ID]time.Time{}
+			r.avoided = map[Relays]time.Time{}
 		}
 		for id, at := range r.avoided {
 			if now.Sub(at) >= avoidFor {
 				delete(r.avoided, id)
 			}
 		}
-		r.avoided[a.detour.relays.first()] = now
+		r.avoided[a.detour.relays] = now
 	}
 	r.addrs = slices.DeleteFunc(r.addrs, func(b *address) bool { return a == b })
 	if r.current == a {
@@ -256,8 +267,8 @@ func (r *remote) tendAt(take func(time.Time)) {
 	for _, a := range r.detours() {
 		take(a.detour.next)
 		take(a.detour.until)
-		if a.answered.IsZero() && a.detour.tryNext.Before(a.detour.tryUntil) {
-			take(a.detour.tryNext)
+		if a.answered.IsZero() && !a.detour.tryUntil.IsZero() {
+			take(minTime(a.detour.tryNext, a.detour.tryUntil))
 		}
 	}
 	if r.detoured() && r.alarm.IsZero() {

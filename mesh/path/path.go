@@ -159,7 +159,7 @@ const Flapping = 10
 type Config struct {
 	Self   peer.ID
 	Random io.Reader
-	// Relays returns the relays in a row over which a peer should be reached, without those to avoid. Nil: none are used.
+	// Relays returns the relays in a row over which a peer should be reached, without those to avoid; nil: none. If it is nil, no relays are used.
 	Relays func(to peer.ID, avoid func(peer.ID) bool) []peer.ID
 	// Refuses means that this host is no relay.
 	Refuses bool

@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"slices"
 	"time"
-
-	"weft/mesh/peer"
 )
 
 // remote is a peer, as the state machine sees it.
@@ -46,11 +44,11 @@ type remote struct {
 	changes     []time.Time
 	moves       []time.Time // of the endpoint, and of the MTU that the peer told
 	mtu         search
-	soughtAt    time.Time             // when relays to a quiet peer were last looked for
-	soughtGap   time.Duration         // until they are looked for again
-	directAt    time.Time             // when the direct addresses are asked next, while a relay is used
-	avoided     map[peer.ID]time.Time // relays that did not help
-	second      time.Time             // since when inSecond counts changes by this peer, see mayChange
+	soughtAt    time.Time            // when relays to a quiet peer were last looked for
+	soughtGap   time.Duration        // until they are looked for again
+	directAt    time.Time            // when the direct addresses are asked next, while a relay is used
+	avoided     map[Relays]time.Time // relays that did not help
+	second      time.Time            // since when inSecond counts changes by this peer, see mayChange
 	inSecond    int
 }
 
