@@ -204,6 +204,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	p.paths = paths.New(paths.Config{
 		View: seen, Started: r.started, Gossip: o.GossipPort, IPv6: r.ipv6, GivenMTU: o.MTU != 0, Tunnels: p.datapath.Tunnels, Measured: p.measure.Path, Rates: p.measure.Rates,
 		Targets: p.mesh.Targets, Expected: func() []mesh.Target { return h.expected(p.mesh.Targets()) }, Observe: wg.Observe,
+		Keyless: func(id peer.ID) bool { return p.pairs.Key(id) == [32]byte{} },
 	})
 	p.relays = relays.New(relays.Config{View: seen, Relayed: &p.measure.Relayed, Forwarded: p.router.Forwarded})
 	return nil

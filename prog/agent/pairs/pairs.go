@@ -1,6 +1,7 @@
 // Package pairs owns the pre-shared keys of tunnels of which one end does not hold the cluster's secret.
 // Two holders derive their key from the secret. Any other pair agrees on a random key over its session: the
-// peer with the lower id makes it and sends it, and both store it, so that it survives restarts.
+// peer with the lower id makes it and sends it, and both store it, so that it survives restarts. If that peer cannot reach
+// the other one, which may be behind NAT, the other one asks for the key.
 //
 // A key is used once both ends have it. The all-zero key is never used. Pairs is safe for concurrent use.
 package pairs
@@ -56,7 +57,9 @@ type Pairs struct {
 
 	mu      sync.Mutex
 	keys    map[peer.ID][32]byte
-	offered map[peer.ID]bool // peers that have confirmed the key in this run, or that gave it to us
+	made    map[peer.ID][32]byte  // keys that this host made, which the other peers do not have yet
+	lacks   map[peer.ID]time.Time // since when a key of a reachable peer with a lower id is missing
+	offered map[peer.ID]bool      // peers that have confirmed the key in this run, or that gave it to us
 }
 
 const requestPair = "pair"
@@ -66,7 +69,7 @@ const maxKeys = 1 << 12
 
 // New returns Pairs with the stored keys.
 func New(cfg Config) (*Pairs, error) {
-	p := &Pairs{cfg: cfg, keys: map[peer.ID][32]byte{}, offered: map[peer.ID]bool{}}
+	p := &Pairs{cfg: cfg, keys: map[peer.ID][32]byte{}, made: map[peer.ID][32]byte{}, lacks: map[peer.ID]time.Time{}, offered: map[peer.ID]bool{}}
 	stored, err := cfg.Store.Pairs()
 	if err != nil {
 		return nil, err
@@ -97,15 +100,52 @@ func (p *Pairs) Handlers() map[string]func(context.Context, peer.ID, []byte) ([]
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){requestPair: p.serve}
 }
 
-// serve takes the key of a peer with a lower id.
+// serve takes the key of a peer with a lower id, or gives this host's key to a peer that asks with an empty payload.
 func (p *Pairs) serve(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
+	lower := bytes.Compare(from[:], p.cfg.Self[:]) < 0
 	switch {
-	case bytes.Compare(from[:], p.cfg.Self[:]) >= 0:
+	case len(payload) == 0 && !lower:
+		key, err := p.own(from)
+		if err == nil {
+			err = p.set(from, key)
+		}
+		return key[:], err
+	case !lower:
 		return nil, errors.New("the peer with the lower id makes the pre-shared key")
-	case len(payload) != 32 || [32]byte(payload) == [32]byte{}:
-		return nil, errors.New("want a pre-shared key of 32 bytes that are not all zero")
 	}
-	return nil, p.set(from, [32]byte(payload))
+	key, err := parse(payload)
+	if err != nil {
+		return nil, err
+	}
+	return nil, p.set(from, key)
+}
+
+func parse(b []byte) ([32]byte, error) {
+	if len(b) != 32 || [32]byte(b) == [32]byte{} {
+		return [32]byte{}, errors.New("want a pre-shared key of 32 bytes that are not all zero")
+	}
+	return [32]byte(b), nil
+}
+
+// own returns this host's key for a peer with a higher id. It makes one if there is none, and the same one until the
+// peer has it.
+func (p *Pairs) own(id peer.ID) ([32]byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if key, ok := p.keys[id]; ok {
+		return key, nil
+	}
+	key, ok := p.made[id]
+	if !ok {
+		if _, err := io.ReadFull(p.cfg.Random, key[:]); err != nil {
+			return key, err
+		}
+		if len(p.made) >= maxKeys {
+			clear(p.made)
+		}
+		p.made[id] = key
+	}
+	return key, nil
 }
 
 // set stores a key that both ends have.
@@ -132,6 +172,7 @@ func (p *Pairs) set(id peer.ID, key [32]byte) error {
 		return fmt.Errorf("pairs: storing a pre-shared key: %w", err)
 	}
 	p.keys = next
+	delete(p.made, id)
 	p.cfg.Changed()
 	return nil
 }
@@ -151,7 +192,7 @@ func (p *Pairs) Run(ctx context.Context) error {
 		group.SetLimit(atOnce)
 		for _, id := range p.due() {
 			group.Go(func() error {
-				if err := p.offer(ctx, id); err != nil && ctx.Err() == nil {
+				if err := p.agree(ctx, id); err != nil && ctx.Err() == nil {
 					p.cfg.Log.Debug("could not agree on a pre-shared key: trying again", "peer", p.cfg.Mesh.Name(id), "err", err)
 				}
 				return nil
@@ -166,34 +207,58 @@ func (p *Pairs) Run(ctx context.Context) error {
 	}
 }
 
-// due lists the reachable peers that this host must offer a key to. A peer that was away may have lost it.
+// askAfter is how long a peer with a lower id has to offer its key, before this host asks for it.
+const askAfter = 3 * time.Second
+
+// due lists the reachable peers that this host must offer a key to, or ask for one. A peer that was away may have lost it.
 func (p *Pairs) due() (out []peer.ID) {
+	now, lacks := time.Now(), map[peer.ID]time.Time{}
 	for _, id := range p.cfg.Mesh.Others() {
-		mine := bytes.Compare(p.cfg.Self[:], id[:]) < 0 && !(p.cfg.Holds && p.cfg.Mesh.HoldsSecret(id))
-		reachable := p.cfg.Mesh.Reachable(id)
-		p.mu.Lock()
-		if !reachable {
-			delete(p.offered, id)
+		if p.cfg.Holds && p.cfg.Mesh.HoldsSecret(id) {
+			continue
 		}
-		if mine && reachable && !p.offered[id] {
+		mine, reachable := bytes.Compare(p.cfg.Self[:], id[:]) < 0, p.cfg.Mesh.Reachable(id)
+		p.mu.Lock()
+		_, known := p.keys[id]
+		since, lacked := p.lacks[id]
+		switch {
+		case !reachable:
+			delete(p.offered, id)
+		case mine && !p.offered[id], !mine && !known && lacked && now.Sub(since) >= askAfter:
 			out = append(out, id)
+		case !mine && !known && !lacked:
+			since = now
+		}
+		if !mine && !known && reachable {
+			lacks[id] = since
 		}
 		p.mu.Unlock()
 	}
+	p.mu.Lock()
+	p.lacks = lacks
+	p.mu.Unlock()
 	return out
 }
 
-func (p *Pairs) offer(ctx context.Context, id peer.ID) error {
-	p.mu.Lock()
-	key, known := p.keys[id]
-	p.mu.Unlock()
-	if !known {
-		if _, err := io.ReadFull(p.cfg.Random, key[:]); err != nil {
-			return err
-		}
-	}
+// agree offers a key to a peer with a higher id, or asks one with a lower id.
+func (p *Pairs) agree(ctx context.Context, id peer.ID) error {
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
+	if bytes.Compare(p.cfg.Self[:], id[:]) > 0 {
+		answer, err := p.cfg.Mesh.Request(ctx, id, requestPair, nil)
+		if err != nil {
+			return err
+		}
+		key, err := parse(answer)
+		if err != nil {
+			return err
+		}
+		return p.set(id, key)
+	}
+	key, err := p.own(id)
+	if err != nil {
+		return err
+	}
 	if _, err := p.cfg.Mesh.Request(ctx, id, requestPair, key[:]); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ type town struct {
 	hosts   map[peer.ID]*Pairs
 	holders map[peer.ID]bool
 	cut     bool
+	mute    bool // only hosts with a higher id reach others
 }
 
 // view is the mesh as one host sees it.
@@ -54,7 +55,7 @@ func (v view) Reachable(peer.ID) bool {
 
 func (v view) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	v.mu.Lock()
-	h, cut := v.hosts[to], v.cut
+	h, cut := v.hosts[to], v.cut || v.mute && bytes.Compare(v.self[:], to[:]) < 0
 	v.mu.Unlock()
 	if h == nil || cut {
 		return nil, errors.New("no answer")
@@ -185,6 +186,27 @@ func TestAKeyCountsOnceBothHaveIt(t *testing.T) {
 		}
 		if _, err := a.serve(t.Context(), meshtest.ID(high), key[:]); err == nil {
 			t.Error("a key of the peer with the higher id was accepted, want it refused")
+		}
+	})
+}
+
+// A host whose peer cannot reach it, as behind NAT, asks for the key.
+func TestAHostThatNobodyReachesAsksForTheKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &town{hosts: map[peer.ID]*Pairs{}, mute: true}
+		a, _ := w.start(t, 1, &disk{})
+		b, _ := w.start(t, 2, &disk{})
+		time.Sleep(askAfter + 3*time.Second)
+		key := a.Key(meshtest.ID(2))
+		if key == [32]byte{} || b.Key(meshtest.ID(1)) != key {
+			t.Fatalf("the keys are %x and %x, want the same", key, b.Key(meshtest.ID(1)))
+		}
+		w.mu.Lock()
+		w.mute = false
+		w.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		if one, other := a.Key(meshtest.ID(2)), b.Key(meshtest.ID(1)); one != key || other != key {
+			t.Errorf("once both reach each other the keys are %x and %x, want %x", one, other, key)
 		}
 	})
 }

@@ -45,6 +45,8 @@ type Config struct {
 	// tunnel.
 	Measured func(peer.ID) (path.Path, bool)
 	Rates    func(peer.ID) (received, sent float64)
+	// Keyless reports whether there is no pre-shared key for the tunnel to a peer yet.
+	Keyless func(peer.ID) bool
 	// Observe reads the tunnels of the kernel.
 	Observe func() (wg.Observed, error)
 }

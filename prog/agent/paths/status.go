@@ -75,6 +75,8 @@ func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target,
 		c.State, c.Info = api.ConnPending, c.Peer+"("+c.Nickname+") waits for the ring"
 	case string(rec.Ring) != string(v.Ring.ID[:]):
 		c.Info = fmt.Sprintf("%s(%s) is in another ring, %x: run `weft reset` on the side to give up", c.Peer, c.Nickname, rec.Ring)
+	case p.cfg.Keyless(rec.ID()):
+		c.State, c.Info = api.ConnPending, fmt.Sprintf("%s(%s): the two hosts have not agreed on a key yet: one of them must reach the other's TCP %d", c.Peer, c.Nickname, rec.Gossip)
 	default:
 		c.Info = fmt.Sprintf("%s(%s): this host has no address of the families of %v", c.Peer, c.Nickname, rec.Underlay)
 	}
