@@ -9,6 +9,7 @@ package pairs
 import (
 	"bytes"
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -58,7 +59,7 @@ type Pairs struct {
 	mu      sync.Mutex
 	keys    map[peer.ID][32]byte
 	made    map[peer.ID][32]byte  // keys that this host made, which the other peers do not have yet
-	lacks   map[peer.ID]time.Time // since when a key of a reachable peer with a lower id is missing
+	lacks   map[peer.ID]time.Time // since when a reachable peer with a lower id has not given its key
 	offered map[peer.ID]bool      // peers that have confirmed the key in this run, or that gave it to us
 }
 
@@ -100,24 +101,33 @@ func (p *Pairs) Handlers() map[string]func(context.Context, peer.ID, []byte) ([]
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){requestPair: p.serve}
 }
 
-// serve takes the key of a peer with a lower id, or gives this host's key to a peer that asks with an empty payload.
+// serve takes the key of a peer with a lower id. A peer with a higher id may ask for this host's key with an empty
+// payload, and confirms that it has stored the key by sending it back.
 func (p *Pairs) serve(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	lower := bytes.Compare(from[:], p.cfg.Self[:]) < 0
 	switch {
 	case len(payload) == 0 && !lower:
 		key, err := p.own(from)
+		return key[:], err
+	case !lower:
+		key, err := p.own(from)
+		if err == nil && subtle.ConstantTimeCompare(key[:], payload) != 1 {
+			err = errors.New("the peer with the lower id makes the pre-shared key")
+		}
 		if err == nil {
 			err = p.set(from, key)
 		}
-		return key[:], err
-	case !lower:
-		return nil, errors.New("the peer with the lower id makes the pre-shared key")
+		return nil, err
 	}
 	key, err := parse(payload)
 	if err != nil {
 		return nil, err
 	}
-	return nil, p.set(from, key)
+	if err := p.set(from, key); err != nil {
+		return nil, err
+	}
+	p.agreed(from)
+	return nil, nil
 }
 
 func parse(b []byte) ([32]byte, error) {
@@ -219,17 +229,17 @@ func (p *Pairs) due() (out []peer.ID) {
 		}
 		mine, reachable := bytes.Compare(p.cfg.Self[:], id[:]) < 0, p.cfg.Mesh.Reachable(id)
 		p.mu.Lock()
-		_, known := p.keys[id]
+		agreed := p.offered[id]
 		since, lacked := p.lacks[id]
 		switch {
 		case !reachable:
 			delete(p.offered, id)
-		case mine && !p.offered[id], !mine && !known && lacked && now.Sub(since) >= askAfter:
+		case mine && !agreed, !mine && !agreed && lacked && now.Sub(since) >= askAfter:
 			out = append(out, id)
-		case !mine && !known && !lacked:
+		case !agreed && !lacked:
 			since = now
 		}
-		if !mine && !known && reachable {
+		if !mine && !agreed && reachable {
 			lacks[id] = since
 		}
 		p.mu.Unlock()
@@ -253,7 +263,14 @@ func (p *Pairs) agree(ctx context.Context, id peer.ID) error {
 		if err != nil {
 			return err
 		}
-		return p.set(id, key)
+		if err := p.set(id, key); err != nil {
+			return err
+		}
+		if _, err := p.cfg.Mesh.Request(ctx, id, requestPair, key[:]); err != nil {
+			return err
+		}
+		p.agreed(id)
+		return nil
 	}
 	key, err := p.own(id)
 	if err != nil {
@@ -265,8 +282,13 @@ func (p *Pairs) agree(ctx context.Context, id peer.ID) error {
 	if err := p.set(id, key); err != nil {
 		return err
 	}
+	p.agreed(id)
+	return nil
+}
+
+// agreed notes that both ends have the key.
+func (p *Pairs) agreed(id peer.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.offered[id] = true
-	return nil
 }

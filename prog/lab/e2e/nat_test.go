@@ -90,12 +90,22 @@ func TestHostsBehindNATReachAllOthers(t *testing.T) {
 		return nil
 	}
 	for _, way := range [][3]string{
-		{"h1", "h2", outer2}, {"h1", "h3", outer3}, {"h1", "h4", "192.0.2.4"}, {"h1", "h5", outer3},
-		{"h2", "h1", "192.0.2.1"}, {"h3", "h1", "192.0.2.1"}, {"h4", "h1", "192.0.2.1"}, {"h5", "h1", "192.0.2.1"},
-		{"h3", "h5", "192.168.3.5"}, {"h5", "h3", "192.168.3.3"},
-		{"h2", "h3", outer3}, {"h3", "h2", outer2}, // both NATs are opened from inside
-		{"h2", "h4", "192.0.2.4"}, {"h4", "h2", outer2}, // the NAT of h2 lets in whoever sends
-		{"h2", "h5", outer3}, {"h5", "h2", outer2},
+		{"h1", "h2", outer2},
+		{"h1", "h3", outer3},
+		{"h1", "h4", "192.0.2.4"},
+		{"h1", "h5", outer3},
+		{"h2", "h1", "192.0.2.1"},
+		{"h3", "h1", "192.0.2.1"},
+		{"h4", "h1", "192.0.2.1"},
+		{"h5", "h1", "192.0.2.1"},
+		{"h3", "h5", "192.168.3.5"},
+		{"h5", "h3", "192.168.3.3"},
+		{"h2", "h3", outer3},
+		{"h3", "h2", outer2}, // both NATs are opened from inside
+		{"h2", "h4", "192.0.2.4"},
+		{"h4", "h2", outer2}, // the NAT of h2 lets in whoever sends
+		{"h2", "h5", outer3},
+		{"h5", "h2", outer2},
 	} {
 		took := eventually.Nil(t, 90*time.Second, way[0]+" uses the address "+way[2]+" of "+way[1], func() error { return works(way[0], way[1], way[2]) })
 		t.Logf("%s uses the address %s of %s after %v", way[0], way[2], way[1], took)
