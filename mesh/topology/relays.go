@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"hash/fnv"
-	"maps"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -24,74 +24,160 @@ const usualRTT = 30 * time.Millisecond
 // peers are all who may take part: neither banned nor dead. The result follows from the arguments alone. So all hosts
 // that have heard the same agree, and the way back is the way there.
 func Relays(a, b peer.ID, peers []peer.ID, links map[peer.ID]Links) []peer.ID {
+	return NewGraph(peers, links).Relays(a, b)
+}
+
+// Graph answers Relays for many pairs. Of what it was made of, the caller may only change the Links of those that are not
+// among its peers.
+type Graph struct {
+	links  map[peer.ID]Links
+	relays []peer.ID // those that do not refuse
+	told   []Links   // by relay
+	cut    []set     // the relays that a relay does not reach; nil: it reaches all
+}
+
+// NewGraph returns the graph of links between peers.
+func NewGraph(peers []peer.ID, links map[peer.ID]Links) *Graph {
+	g := &Graph{links: links, relays: make([]peer.ID, 0, len(peers)), told: make([]Links, 0, len(peers))}
+	index := make(map[peer.ID]int, len(peers))
+	for _, p := range peers {
+		if l := links[p]; !l.Refuses {
+			index[p] = len(g.relays)
+			g.relays, g.told = append(g.relays, p), append(g.told, l)
+		}
+	}
+	g.cut = make([]set, len(g.relays))
+	add := func(i, k int) {
+		if g.cut[i] == nil {
+			g.cut[i] = newSet(len(g.relays))
+		}
+		g.cut[i].add(k)
+	}
+	for i, l := range g.told {
+		for id := range l.Cut {
+			if k, ok := index[id]; ok {
+				add(i, k)
+				add(k, i)
+			}
+		}
+	}
+	return g
+}
+
+// Relays is the function Relays.
+func (g *Graph) Relays(a, b peer.ID) []peer.ID {
 	if bytes.Compare(a[:], b[:]) > 0 {
-		out := Relays(b, a, peers, links)
+		out := g.Relays(b, a)
 		slices.Reverse(out)
 		return out
 	}
-	if reach(a, b, links) {
+	if reach(a, b, g.links[a], g.links[b]) {
 		return nil
 	}
-	last := map[peer.ID]step{a: {}} // the peers that the last round has reached
-	seen := map[peer.ID]step{}
-	for range maxRelays {
-		next := map[peer.ID]step{}
-		for _, p := range peers {
-			if _, known := seen[p]; known || p == a || p == b || links[p].Refuses {
-				continue
-			}
-			for before, s := range last {
-				if reach(before, p, links) {
-					next[p] = better(next[p], step{before, s.distance + distance(before, p, links), tie(a, b, before)})
-				}
-			}
+	s := search{Graph: g, a: a, b: b, steps: make([]step, len(g.relays)), rest: newSet(len(g.relays)), far: newSet(len(g.relays))}
+	last := newSet(len(g.relays)) // the relays that the last round has reached
+	for i, p := range g.relays {
+		if p == a || p == b {
+			continue
 		}
-		maps.Copy(seen, next)
-		var end step
-		for p, s := range next {
-			if reach(p, b, links) {
-				end = better(end, step{p, s.distance + distance(p, b, links), tie(a, b, p)})
-			}
+		if reach(p, b, g.told[i], g.links[b]) {
+			s.far.add(i)
 		}
-		if end.distance != 0 {
-			var out []peer.ID
-			for p := end.before; p != a; p = seen[p].before {
-				out = append(out, p)
-			}
-			slices.Reverse(out)
+		if reach(a, p, g.links[a], g.told[i]) {
+			last.add(i)
+			s.steps[i] = step{before: -1, distance: distance(a, p, g.links[a], g.told[i])}
+		} else {
+			s.rest.add(i)
+		}
+	}
+	for round := 1; ; round++ {
+		if out := s.end(last); out != nil || round == maxRelays {
 			return out
 		}
-		last = next
+		last = s.next(last)
 	}
-	return nil
 }
 
-// step is how a peer is reached. Its distance is at least 1, so that the zero value is none.
+// search is a search for relays between two peers, from a to b.
+type search struct {
+	*Graph
+	a, b  peer.ID
+	steps []step // by relay
+	rest  set    // the relays that were not reached yet
+	far   set    // the relays that reach b
+}
+
+// step is how a relay is reached. Its distance is at least 1, so that the zero value is none.
 type step struct {
-	before   peer.ID
+	before   int // the relay before; -1: a
 	distance int
 	tie      uint64
 }
 
-func better(a, b step) step {
+// next does a round: it returns the relays that those of the last round reach.
+func (s *search) next(last set) set {
+	out := newSet(len(s.relays))
+	reached := func(i int) bool { return last.without(s.cut[i]) }
+	some := false
+	s.rest.each(func(i int) { some = some || s.far.has(i) && reached(i) })
+	ties := make([]uint64, len(s.relays))
+	last.each(func(k int) { ties[k] = tie(s.a, s.b, s.relays[k]) })
+	s.rest.each(func(i int) {
+		if some && !s.far.has(i) || !reached(i) { // if this round reaches b, other relays do not matter
+			return
+		}
+		out.add(i)
+		last.each(func(k int) {
+			if !s.cut[i].has(k) {
+				d := s.steps[k].distance + distance(s.relays[k], s.relays[i], s.told[k], s.told[i])
+				s.steps[i] = s.better(s.steps[i], step{k, d, ties[k]})
+			}
+		})
+	})
+	out.each(func(i int) { s.rest.remove(i) })
+	return out
+}
+
+// end returns the relays to b if one of the last round reaches it.
+func (s *search) end(last set) (out []peer.ID) {
+	var end step
+	last.each(func(i int) {
+		if s.far.has(i) {
+			d := s.steps[i].distance + distance(s.relays[i], s.b, s.told[i], s.links[s.b])
+			if end.distance == 0 || d <= end.distance {
+				end = s.better(end, step{i, d, tie(s.a, s.b, s.relays[i])})
+			}
+		}
+	})
+	if end.distance == 0 {
+		return nil
+	}
+	for i := end.before; i >= 0; i = s.steps[i].before {
+		out = append(out, s.relays[i])
+	}
+	slices.Reverse(out)
+	return out
+}
+
+func (s *search) better(a, b step) step {
 	switch {
 	case a.distance == 0:
 		return b
 	case b.distance == 0:
 		return a
 	}
-	if cmp.Or(cmp.Compare(a.distance, b.distance), cmp.Compare(a.tie, b.tie), slices.Compare(a.before[:], b.before[:])) <= 0 {
+	if c := cmp.Or(cmp.Compare(a.distance, b.distance), cmp.Compare(a.tie, b.tie)); c < 0 || c == 0 && bytes.Compare(s.relays[a.before][:], s.relays[b.before][:]) <= 0 {
 		return a
 	}
 	return b
 }
 
 // reach reports whether two peers reach each other. If one says that it does not, the link is cut for both.
-func reach(a, b peer.ID, links map[peer.ID]Links) bool { return !links[a].Cut[b] && !links[b].Cut[a] }
+func reach(a, b peer.ID, one, other Links) bool { return !one.Cut[b] && !other.Cut[a] }
 
 // distance is the order of magnitude of a round trip, from 1: in powers of two of a millisecond.
-func distance(a, b peer.ID, links map[peer.ID]Links) int {
-	return 1 + Order(cmp.Or(max(links[a].to(b), links[b].to(a), 0), usualRTT))
+func distance(a, b peer.ID, one, other Links) int {
+	return 1 + Order(cmp.Or(max(one.to(b), other.to(a), 0), usualRTT))
 }
 
 // to returns the round trip to a peer; 0 if l does not say it.
@@ -106,31 +192,29 @@ func tie(a, b, relay peer.ID) uint64 {
 	return h.Sum64()
 }
 
-// Islands returns the groups of peers that reach each other, directly or by way of other peers in the group. Those that
-// refuse to relay are in none.
-func Islands(peers []peer.ID, links map[peer.ID]Links) (out [][]peer.ID) {
-	rest := make([]peer.ID, 0, len(peers))
-	for _, p := range peers {
-		if !links[p].Refuses {
-			rest = append(rest, p)
+// set is a set of numbers, as bits. A nil set is empty.
+type set []uint64
+
+func newSet(n int) set       { return make(set, (n+63)/64) }
+func (s set) add(i int)      { s[i/64] |= 1 << (i % 64) }
+func (s set) remove(i int)   { s[i/64] &^= 1 << (i % 64) }
+func (s set) has(i int) bool { return s != nil && s[i/64]&(1<<(i%64)) != 0 }
+
+// without reports whether s has an element that is not in o.
+func (s set) without(o set) bool {
+	for i, word := range s {
+		if o == nil && word != 0 || o != nil && word&^o[i] != 0 {
+			return true
 		}
 	}
-	for len(rest) > 0 {
-		island := []peer.ID{rest[0]}
-		rest = rest[1:]
-		for i := 0; i < len(island); i++ { // most links work, so each round leaves few
-			one, own := island[i], links[island[i]].Cut
-			next := rest[:0]
-			for _, p := range rest {
-				if own[p] || links[p].Cut[one] {
-					next = append(next, p)
-				} else {
-					island = append(island, p)
-				}
-			}
-			rest = next
+	return false
+}
+
+// each calls f with each element.
+func (s set) each(f func(int)) {
+	for i, word := range s {
+		for ; word != 0; word &= word - 1 {
+			f(i*64 + bits.TrailingZeros64(word))
 		}
-		out = append(out, island)
 	}
-	return out
 }

@@ -1,7 +1,9 @@
 package links
 
 import (
+	"fmt"
 	"log/slog"
+	"maps"
 	"testing"
 	"time"
 
@@ -177,6 +179,33 @@ func TestOnlyCapablePeersRelay(t *testing.T) {
 	})
 }
 
+// A host with many cut links reads the others' documents seldom, but reads them.
+func TestManyCutsDelayWhatOthersTell(t *testing.T) {
+	in(t, 2, func(t *testing.T, w *world) {
+		a, b := w.hosts[0], w.hosts[1]
+		a.run(false)
+		for i := range 500 {
+			other := &host{id: peer.ID{byte(i), byte(i >> 8), 7}}
+			w.view.Records[other.id], w.view.Evidence[other.id] = w.view.Records[a.id], w.view.Evidence[a.id]
+			a.measures(other, path.Deaf, 0)
+		}
+		w.look()
+		time.Sleep(time.Second)
+		b.tells(b, topology.Links{Usual: 1})
+		version := a.Version()
+		for i := range 10 {
+			b.tells(b, topology.Links{Refuses: i%2 == 0})
+		}
+		if grown := a.Version() - version; grown < 5 || grown > 22 {
+			t.Errorf("10 documents within 20 s changed the choice %d times, want about 10 times", grown)
+		}
+		b.tells(b, topology.Links{Refuses: true})
+		if !a.Links.Told(b.id).Refuses {
+			t.Error("what the other host tells was not read")
+		}
+	})
+}
+
 // fixed are documents that nobody writes.
 type fixed struct {
 	Documents
@@ -186,8 +215,9 @@ type fixed struct {
 func (f fixed) List(string) []*document.Document      { return f.docs }
 func (f fixed) Get(string, string) *document.Document { return nil }
 
-// BenchmarkRelays measures the choice in a mesh of 1,000 hosts of which each of the first half is cut off from the second
-// one, except for one host that reaches all; or without that one.
+// BenchmarkRelays measures the choice for one peer in a mesh of 1,000 hosts, of which each half is cut off from the other
+// one. One host reaches all; or each host of the first half reaches one of the second half, so that a path takes two
+// relays; or none does. Before each choice, another link of this host is cut or works again, or nothing changes.
 //
 //	go test -run '^$' -bench Relays ./prog/agent/links
 func BenchmarkRelays(b *testing.B) {
@@ -196,58 +226,52 @@ func BenchmarkRelays(b *testing.B) {
 	for i := range ids {
 		ids[i] = idOf(i)
 	}
-	for _, c := range []struct {
-		name           string
-		bridge, change bool // whether a relay reaches all, and whether a document changes before each choice
-	}{
-		{"one/unchanged", true, false}, {"one/changed", true, true}, {"none/unchanged", false, false}, {"none/changed", false, true},
+	for relays, joined := range []func(i, k int) bool{
+		func(int, int) bool { return false },
+		func(i, k int) bool { return i == 1 || k == 1 },
+		func(i, k int) bool { return i%(n/2) == k%(n/2) && i%(n/2) > n/4 },
 	} {
-		b.Run(c.name, func(b *testing.B) {
-			v := agenttest.View()
-			v.Records, v.Evidence = map[peer.ID]peer.Record{}, map[peer.ID]path.Evidence{}
-			paths, links := measure.Paths{}, map[int]topology.Links{}
-			for i := range n {
-				v.Records[ids[i]] = peer.Record{Ring: v.Ring.ID[:]}
-				v.Evidence[ids[i]] = path.Evidence{Gossip: true}
-				l := topology.Links{Cut: map[peer.ID]bool{}, Usual: time.Millisecond}
-				for k := range n {
-					if (i < n/2) != (k < n/2) && !(c.bridge && (i == 1 || k == 1)) {
-						l.Cut[ids[k]] = true
+		v := agenttest.View()
+		v.Records, v.Evidence = map[peer.ID]peer.Record{}, map[peer.ID]path.Evidence{}
+		paths, bodies := measure.Paths{}, map[int][]byte{}
+		for i, id := range ids {
+			v.Records[id], v.Evidence[id] = peer.Record{Ring: v.Ring.ID[:]}, path.Evidence{Gossip: true}
+			l := topology.Links{Cut: map[peer.ID]bool{}, Usual: time.Millisecond}
+			for k := range n {
+				if (i < n/2) != (k < n/2) && !joined(i, k) {
+					l.Cut[ids[k]] = true
+				}
+			}
+			if i == 0 {
+				for other := range l.Cut {
+					paths[other] = path.Path{State: path.Deaf}
+				}
+			}
+			bodies[i], _ = l.Encode()
+		}
+		other := maps.Clone(paths)
+		other[ids[2]] = path.Path{State: path.Deaf}
+		paths[ids[2]] = path.Path{State: path.Direct}
+		for name, states := range map[string][]measure.Paths{"unchanged": nil, "changed": {paths, other}} {
+			b.Run(fmt.Sprintf("%d relays/%s", relays, name), func(b *testing.B) {
+				var seen live.Value[*view.View]
+				var measured live.Value[measure.Paths]
+				seen.Set(v)
+				measured.Set(paths)
+				l := New(Config{
+					Self: ids[0], Documents: fixed{docs: agentDocuments(b, bodies)}, Paths: &measured, View: &seen,
+					Banned: func(peer.ID) bool { return false }, Log: slog.New(slog.DiscardHandler),
+				})
+				l.Relays(ids[n/2+5], nil)
+				for i := 0; b.Loop(); i++ {
+					if len(states) > 0 {
+						measured.Set(states[i%2])
+					}
+					if got := l.Relays(ids[n/2+5], nil); len(got) != relays {
+						b.Fatalf("the relays are %v, want %d", got, relays)
 					}
 				}
-				links[i] = l
-				paths[ids[i]] = path.Path{State: path.Direct, RTT: time.Millisecond}
-				if l := links[0]; l.Cut[ids[i]] {
-					paths[ids[i]] = path.Path{State: path.Deaf}
-				}
-			}
-			bodies := map[int][]byte{}
-			for i, l := range links {
-				var err error
-				if bodies[i], err = l.Encode(); err != nil {
-					b.Fatal(err)
-				}
-			}
-			var seen live.Value[*view.View]
-			var measured live.Value[measure.Paths]
-			seen.Set(v)
-			measured.Set(paths)
-			l := New(Config{
-				Self: ids[0], Documents: fixed{docs: agentDocuments(b, bodies)}, Paths: &measured, View: &seen,
-				Banned: func(peer.ID) bool { return false }, Log: slog.New(slog.DiscardHandler),
 			})
-			i := 0
-			for k := range n { // as in a mesh that runs
-				l.Relays(ids[k], nil)
-			}
-			for b.Loop() {
-				if i++; c.change {
-					l.Wake()
-				}
-				if got := l.Relays(ids[n/2+i%(n/2)], nil); (len(got) == 1) != c.bridge {
-					b.Fatalf("the relays are %v", got)
-				}
-			}
-		})
+		}
 	}
 }

@@ -45,6 +45,9 @@ const (
 	writeEvery  = 5 * time.Second
 	perCut      = 20 * time.Millisecond
 	firstPerCut = 10 * time.Millisecond
+	// A host with n cut links, which may have to choose as many relays anew, reads changed documents once per
+	// n*readPerCut.
+	readPerCut = 2 * time.Millisecond
 	// rttEvery is how often a document is written of which only round trips have changed.
 	rttEvery = time.Minute
 	// mostDocuments is how many documents of this kind there may be before a host makes another one.
@@ -84,6 +87,7 @@ type Links struct {
 	mu     sync.Mutex
 	seen   versions
 	again  time.Time // when the inputs mean something else although they are the same
+	read   time.Time // when the documents were read
 	own    own
 	others others
 	choice choice
@@ -138,16 +142,22 @@ func (l *Links) Run(ctx context.Context) error {
 
 // refresh reads the inputs that have changed. The caller holds the lock.
 func (l *Links) refresh(now time.Time) {
-	documents := l.documents.Load() // before they are read
+	last, documents := l.seen, l.documents.Load() // before they are read
+	again := now.Add(time.Hour)
+	if at := l.read.Add(time.Duration(len(l.own.cuts)) * readPerCut); documents != last.documents && now.Before(at) {
+		documents, again = last.documents, at
+	}
 	paths, pathsVersion := l.cfg.Paths.Read()
 	v, viewVersion := l.cfg.View.Read()
-	last, next := l.seen, versions{pathsVersion, viewVersion, documents}
+	next := versions{pathsVersion, viewVersion, documents}
 	if next == last && now.Before(l.again) {
+		l.again = earliest(l.again, again)
 		return
 	}
-	l.seen, l.again = next, now.Add(time.Hour)
-	told := next.documents != last.documents
+	l.seen, l.again = next, again
+	told := documents != last.documents
 	if told {
+		l.read = now
 		l.others.read(l.cfg.Documents.List(Kind), l.cfg.Self)
 		l.own.read(l.cfg.Documents.Get(Kind, l.cfg.Self.String()), l.cfg.Self)
 	}
@@ -155,7 +165,7 @@ func (l *Links) refresh(now time.Time) {
 		return
 	}
 	s := standings{View: v, banned: l.cfg.Banned, now: now}
-	l.again = l.own.observe(s, paths, l.others.links)
+	l.again = earliest(again, l.own.observe(s, paths, l.others.links))
 	links := l.others.counting(s)
 	links[l.cfg.Self] = l.own.links(l.cfg.Refuses)
 	if l.choice.set(l.cfg.Self, s.candidates(l.cfg.Self, l.cfg.Capable), links, told) {
@@ -173,7 +183,7 @@ func (l *Links) Relays(other peer.ID, avoid func(peer.ID) bool) []peer.ID {
 	if v := l.cfg.View.Get(); v == nil || (standings{View: v, banned: l.cfg.Banned, now: now}).of(other) == gone {
 		return nil
 	}
-	return l.choice.to(l.cfg.Self, other, avoid)
+	return l.choice.relays(l.cfg.Self, other, avoid)
 }
 
 // Told returns what a peer tells of its links; that may be this host.
@@ -193,8 +203,9 @@ func (l *Links) publish(now time.Time) (versions, time.Time) {
 	l.refresh(now)
 	seen, next, want, have := l.seen, l.again, l.own.wanted(now, l.cfg.Refuses), l.own.told
 	l.mu.Unlock()
-	change, needed := mesh.Change{Kind: Kind, Name: l.cfg.Self.String(), Deleted: want.IsZero()}, false
+	change := mesh.Change{Kind: Kind, Name: l.cfg.Self.String(), Deleted: want.IsZero()}
 	doc := l.cfg.Documents.Get(Kind, change.Name)
+	needed := doc != nil
 	if !change.Deleted {
 		var err error
 		if change.Body, err = want.Encode(); err != nil {
@@ -202,8 +213,6 @@ func (l *Links) publish(now time.Time) (versions, time.Time) {
 			return seen, next
 		}
 		needed = doc == nil || doc.WriterID() != l.cfg.Self || !bytes.Equal(doc.Body, change.Body)
-	} else {
-		needed = doc != nil
 	}
 	if !needed {
 		l.wanting = time.Time{}
@@ -230,14 +239,15 @@ func (l *Links) publish(now time.Time) (versions, time.Time) {
 
 // due returns when a document may be written.
 func (l *Links) due(want topology.Links, onlyRTT bool) time.Time {
-	n := time.Duration(len(want.Cut))
-	if l.wrote.IsZero() {
-		return l.wanting.Add(n * firstPerCut * time.Duration(l.cfg.Self[0]) / 255) // ids are random
-	}
-	if onlyRTT {
+	switch n := time.Duration(len(want.Cut)); {
+	case l.wrote.IsZero():
+		spread := firstPerCut * n                                         //nolint:durationcheck // n is a number
+		return l.wanting.Add(spread * time.Duration(l.cfg.Self[0]) / 255) // ids are random
+	case onlyRTT:
 		return l.wrote.Add(rttEvery)
+	default:
+		return l.wrote.Add(writeEvery + perCut*n) //nolint:durationcheck // n is a number
 	}
-	return l.wrote.Add(writeEvery + n*perCut)
 }
 
 // fail logs an error once.
