@@ -174,7 +174,7 @@ func TestOnlyCapablePeersRelay(t *testing.T) {
 		a.measures(d, path.Direct, 40*time.Millisecond)
 		cfg := a.config(false)
 		cfg.Capable = func(id peer.ID) bool { return id == d.id }
-		a.Links = New(cfg)
+		a.set(New(cfg))
 		a.relays(b, d)
 	})
 }

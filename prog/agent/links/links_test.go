@@ -20,8 +20,8 @@ func TestAHostThatReachesAllOthersHasNoDocument(t *testing.T) {
 		a.measures(b, path.Direct, time.Millisecond)
 		a.measures(w.hosts[2], path.Unknown, 0)
 		time.Sleep(time.Minute)
-		if w.says(a, a); a.writes != 0 {
-			t.Errorf("the document was written %d times, want never", a.writes)
+		if w.says(a, a); a.writes.Load() != 0 {
+			t.Errorf("the document was written %d times, want never", a.writes.Load())
 		}
 	})
 }
@@ -40,8 +40,8 @@ func TestACutIsToldSoonAndItsEndLater(t *testing.T) {
 		time.Sleep(9 * time.Second)
 		w.says(c, a, b)
 		time.Sleep(2 * time.Second)
-		if w.says(c, a); a.writes != 2 {
-			t.Errorf("the document was written %d times, want twice", a.writes)
+		if w.says(c, a); a.writes.Load() != 2 {
+			t.Errorf("the document was written %d times, want twice", a.writes.Load())
 		}
 	})
 }
@@ -61,8 +61,8 @@ func TestADeadHostMakesNoDocuments(t *testing.T) {
 		w.says(c, a)
 		a.measures(b, path.Direct, 0)
 		time.Sleep(time.Minute)
-		if w.says(c, a); a.writes != 0 {
-			t.Errorf("the document was written %d times, want never", a.writes)
+		if w.says(c, a); a.writes.Load() != 0 {
+			t.Errorf("the document was written %d times, want never", a.writes.Load())
 		}
 	})
 }
@@ -102,8 +102,8 @@ func TestAFlappingLinkStaysCut(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			w.says(c, a, b)
 		}
-		if a.writes != 1 {
-			t.Errorf("the document was written %d times, want once", a.writes)
+		if a.writes.Load() != 1 {
+			t.Errorf("the document was written %d times, want once", a.writes.Load())
 		}
 	})
 }
@@ -121,8 +121,8 @@ func TestAShortCutIsNotTold(t *testing.T) {
 			a.relays(b)
 			time.Sleep(time.Second)
 		}
-		if w.says(c, a); a.writes != 0 {
-			t.Errorf("the document was written %d times, want never", a.writes)
+		if w.says(c, a); a.writes.Load() != 0 {
+			t.Errorf("the document was written %d times, want never", a.writes.Load())
 		}
 	})
 }
@@ -190,7 +190,7 @@ func TestRoundTripsAreToldOnlyBesideCutsAndSeldom(t *testing.T) {
 		if err != nil || topology.Order(got.Usual) != 0 || len(got.RTT) != 1 || topology.Order(got.RTT[far.id]) != 6 {
 			t.Errorf("the round trips are %v, usually %v, %v; want those of one far host", got.RTT, got.Usual, err)
 		}
-		writes := a.writes
+		writes := a.writes.Load()
 		for i := range 300 { // around the bounds of orders, and once a real change
 			rtt := 28 * time.Millisecond
 			if i%2 == 0 {
@@ -199,14 +199,14 @@ func TestRoundTripsAreToldOnlyBesideCutsAndSeldom(t *testing.T) {
 			a.measures(far, path.Direct, rtt)
 			time.Sleep(time.Second)
 		}
-		if a.writes != writes {
-			t.Errorf("small changes of a round trip were written %d times, want never", a.writes-writes)
+		if a.writes.Load() != writes {
+			t.Errorf("small changes of a round trip were written %d times, want never", a.writes.Load()-writes)
 		}
 		for i := range 300 {
 			a.measures(far, path.Direct, time.Duration(1+i%2*500)*time.Millisecond)
 			time.Sleep(time.Second)
 		}
-		if n := a.writes - writes; n < 2 || n > 6 {
+		if n := a.writes.Load() - writes; n < 2 || n > 6 {
 			t.Errorf("large changes of a round trip within 5 minutes were written %d times, want at most once a minute", n)
 		}
 	})
@@ -225,8 +225,8 @@ func TestAForgedDocumentIsReplaced(t *testing.T) {
 			liar.tells(a, lie)
 			c.relays(a)
 		}
-		if a.writes > 14 {
-			t.Errorf("60 s of lies made this host write %d times, want once in 5 s", a.writes)
+		if a.writes.Load() > 14 {
+			t.Errorf("60 s of lies made this host write %d times, want once in 5 s", a.writes.Load())
 		}
 		time.Sleep(10 * time.Second)
 		w.says(c, a, b)
@@ -267,7 +267,7 @@ func TestDocumentsOfRemovedPeersAreDeleted(t *testing.T) {
 		if list := b.List(Kind); len(list) != 1 || list[0].Name != dead.id.String() {
 			t.Errorf("after 11 minutes the documents are %v, want that of the dead peer", list)
 		}
-		if n := a.writes + b.writes; n != 1 {
+		if n := a.writes.Load() + b.writes.Load(); n != 1 {
 			t.Errorf("the hosts wrote %d times, want once", n)
 		}
 	})
@@ -307,8 +307,8 @@ func TestManyCutsMakeFewWrites(t *testing.T) {
 		if err != nil || len(got.Cut) != 500 || len(doc.Body) > 4100 {
 			t.Errorf("the document names %d cuts in %d bytes, %v; want 500 in 4,100", len(got.Cut), len(doc.Body), err)
 		}
-		if a.writes > 5 {
-			t.Errorf("the document was written %d times, want at most 5 times", a.writes)
+		if a.writes.Load() > 5 {
+			t.Errorf("the document was written %d times, want at most 5 times", a.writes.Load())
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,7 +39,8 @@ type host struct {
 	disk   *meshtest.Disk
 	paths  live.Value[measure.Paths]
 	view   live.Value[*view.View]
-	writes int
+	writes atomic.Int32
+	wakes  atomic.Pointer[Links] // those that hear of changed documents
 }
 
 func key(n int) ed25519.PrivateKey {
@@ -65,8 +67,8 @@ func in(t *testing.T, n int, test func(*testing.T, *world)) {
 			var err error
 			h.Documents, err = mesh.NewDocuments(mesh.DocumentsConfig{
 				Identity: key(i), Mesh: node, Store: h.disk, Synced: true, Now: time.Now, Log: slog.New(slog.DiscardHandler), Changed: func() {
-					if h.Links != nil {
-						h.Links.Wake()
+					if l := h.wakes.Load(); l != nil {
+						l.Wake()
 					}
 				},
 			})
@@ -80,7 +82,7 @@ func in(t *testing.T, n int, test func(*testing.T, *world)) {
 		}
 		w.look()
 		for _, h := range w.hosts {
-			h.Links = New(h.config(false))
+			h.set(New(h.config(false)))
 		}
 		time.Sleep(time.Minute) // the hosts have met
 		test(t, w)
@@ -101,17 +103,22 @@ func (h *host) config(refuses bool) Config {
 // counted counts what is written.
 type counted struct {
 	*mesh.Documents
-	n *int
+	n *atomic.Int32
 }
 
 func (c counted) Write(changes []mesh.Change) error {
-	*c.n++
+	c.n.Add(1)
 	return c.Documents.Write(changes)
+}
+
+func (h *host) set(l *Links) {
+	h.Links = l
+	h.wakes.Store(l)
 }
 
 // run runs new Links of a host until the test ends.
 func (h *host) run(refuses bool) {
-	h.Links = New(h.config(refuses))
+	h.set(New(h.config(refuses)))
 	agenttest.Run(h.w.t, h.Links.Run)
 }
 
