@@ -240,11 +240,13 @@ func (l *Links) publish(now time.Time) (versions, time.Time) {
 // due returns when a document may be written.
 func (l *Links) due(want topology.Links, onlyRTT bool) time.Time {
 	switch n := time.Duration(len(want.Cut)); {
+	case onlyRTT && l.wrote.IsZero(): // after a restart, nothing is measured yet
+		return l.wanting.Add(rttEvery)
+	case onlyRTT:
+		return l.wrote.Add(rttEvery)
 	case l.wrote.IsZero():
 		spread := firstPerCut * n                                         //nolint:durationcheck // n is a number
 		return l.wanting.Add(spread * time.Duration(l.cfg.Self[0]) / 255) // ids are random
-	case onlyRTT:
-		return l.wrote.Add(rttEvery)
 	default:
 		return l.wrote.Add(writeEvery + perCut*n) //nolint:durationcheck // n is a number
 	}

@@ -144,6 +144,18 @@ func TestTheDocumentOfAnEarlierRunIsCorrected(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		w.says(d, a)
 	})
+	in(t, 3, func(t *testing.T, w *world) { // nothing has changed
+		a, b, c := w.hosts[0], w.hosts[1], w.hosts[2]
+		a.tells(a, topology.Links{Cut: map[peer.ID]bool{b.id: true}, Usual: topology.OfOrder(3)})
+		a.run(false)
+		time.Sleep(15 * time.Second)
+		a.measures(b, path.Unheard, 0)
+		a.measures(c, path.Direct, 5*time.Millisecond)
+		time.Sleep(2 * time.Minute)
+		if w.says(c, a, b); a.writes.Load() != 0 {
+			t.Errorf("a document that is still true was written %d times, want never", a.writes.Load())
+		}
+	})
 	in(t, 2, func(t *testing.T, w *world) { // the earlier run refused, and this one does not
 		a, b := w.hosts[0], w.hosts[1]
 		a.tells(a, topology.Links{Refuses: true})
