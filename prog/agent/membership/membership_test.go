@@ -291,6 +291,9 @@ func TestABanExpelsAPeerAndNeedsTheRight(t *testing.T) {
 		if err := plain.Banned(banned.cfg.Trust.Member); err == nil || !strings.Contains(err.Error(), "stolen") {
 			t.Errorf("the banned member is refused with %v; want the reason", err)
 		}
+		if !plain.Expelled(meshtest.ID(4)) || plain.Expelled(meshtest.ID(1)) {
+			t.Error("the banned peer does not count as expelled, or another one does")
+		}
 		if err := banned.Check(); err == nil || !strings.Contains(err.Error(), "this host was banned") {
 			t.Errorf("the banned host reports %v; want its ban", err)
 		}
@@ -307,6 +310,9 @@ func TestABanExpelsAPeerAndNeedsTheRight(t *testing.T) {
 		send(t, holder, plain)
 		if err := plain.Banned(banned.cfg.Trust.Member); err != nil {
 			t.Errorf("after the ban has ended: %v, want none", err)
+		}
+		if synctest.Wait(); plain.Expelled(meshtest.ID(4)) {
+			t.Error("after the ban has ended, the peer still counts as expelled")
 		}
 	})
 }
