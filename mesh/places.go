@@ -35,7 +35,8 @@ func (m *Mesh) recorded(run string) (out []string) {
 	return out
 }
 
-// best returns the address at which the tunnel to a run's peer works best; empty: unknown.
+// best returns the address of its record at which the tunnel to a run's peer works best; empty: unknown. At another
+// address, as that of a NAT, nobody knows where gossip's port leads.
 func (m *Mesh) best(run string) string {
 	if m.cfg.Best == nil {
 		return ""
@@ -43,7 +44,7 @@ func (m *Mesh) best(run string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if id, k := m.peerOf(run); k != nil {
-		if a := m.cfg.Best(id); a.IsValid() {
+		if a := m.cfg.Best(id); a.IsValid() && slices.Contains(k.signed.Record.Underlay, a) {
 			return k.at(a)
 		}
 	}

@@ -51,6 +51,13 @@ func (i inside) problem() (about, what, ports string) {
 	return "", "", ""
 }
 
+// hidden reports whether the tunnel works where this host can reach no port of gossip: the peer is behind NAT, or a relay
+// carries the tunnel.
+func (n neighbour) hidden() bool {
+	p := n.path
+	return p.State == path.Direct && (!p.Via.IsZero() || p.Endpoint.IsValid() && !slices.Contains(n.addrs, p.Endpoint.Addr()))
+}
+
 // works reports whether the tunnel works, as far as it is known.
 func (n neighbour) works() bool {
 	return n.tunnel && (n.path.State == path.Direct || n.path.State == path.Unknown && n.fresh)
@@ -77,7 +84,9 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 	var known []netip.Addr
 	for _, n := range neighbours {
 		known = append(known, n.addrs...)
-		if about, what, ports := n.inside.problem(); n.reachable && about != "" {
+		if about, what, ports := n.inside.problem(); n.reachable && n.hidden() {
+			// Gossip goes through the tunnel, as it should.
+		} else if n.reachable && about != "" {
 			add(false, problem.Problem{
 				About: about + " " + n.name, What: fmt.Sprintf(what, n.name), Effect: "gossip goes through the tunnel meanwhile, and ends if the tunnel fails",
 				Fix: fmt.Sprintf("open %s %d between the two hosts, both ways", ports, n.gossip),

@@ -29,6 +29,11 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 		in.inside, in.mute = inside{udp, tcp}, udp
 		return []neighbour{in}
 	}
+	hidden := func(p path.Path) []neighbour {
+		in := through(true, true)
+		in[0].path = p
+		return in
+	}
 	works := neighbour{name: "01(h3)", reachable: true, tunnel: true, fresh: true}
 	for name, c := range map[string]struct {
 		neighbours []neighbour
@@ -45,6 +50,8 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 		"the peer is in another ring":   {[]neighbour{n(true, false, false)}, nil, nil},
 		"gossip's port, UDP only":       {[]neighbour{{name: "00(h2)", port: 6784, gossip: 6783, reachable: true, mute: true, tunnel: true, fresh: true}}, nil, []string{"udp 00(h2)"}},
 		"gossip through the tunnel":     {through(true, true), nil, []string{"inside 00(h2)"}},
+		"gossip to a host behind NAT":   {hidden(path.Path{State: path.Direct, Endpoint: netip.MustParseAddrPort("203.0.113.1:40000")}), nil, nil},
+		"gossip over a relay":           {hidden(path.Path{State: path.Direct, Via: path.Relays{{1}}}), nil, nil},
 		"packets through the tunnel":    {through(true, false), nil, []string{"udp 00(h2)"}},
 		"streams through the tunnel":    {through(false, true), nil, []string{"tcp 00(h2)"}},
 		"a target that never answered":  {[]neighbour{works}, []mesh.Target{{Host: "192.0.2.9", Err: down}}, []string{"target 192.0.2.9"}},
