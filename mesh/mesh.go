@@ -90,6 +90,8 @@ type Config struct {
 	// is no tunnel. Neither may block or call the mesh, and both may be nil.
 	Best   func(peer.ID) netip.Addr
 	Inside func(peer.ID) []netip.Addr
+	// NoDiscovery means that this host connects only to its targets. It reaches others through their tunnels.
+	NoDiscovery bool
 	// Changed is called after every change to any peer. It must not block.
 	Changed func()
 	// Transport replaces the network, for simulation.

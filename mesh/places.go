@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/hashicorp/memberlist"
+
 	"weft/mesh/peer"
 )
 
@@ -27,7 +29,7 @@ func (m *Mesh) peerOf(run string) (peer.ID, *known) {
 func (m *Mesh) recorded(run string) (out []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, k := m.peerOf(run); k != nil {
+	if _, k := m.peerOf(run); k != nil && !m.planned(k) {
 		for _, a := range k.signed.Record.Underlay {
 			out = append(out, k.at(a))
 		}
@@ -43,12 +45,43 @@ func (m *Mesh) best(run string) string {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if id, k := m.peerOf(run); k != nil {
+	if id, k := m.peerOf(run); k != nil && !m.planned(k) {
 		if a := m.cfg.Best(id); a.IsValid() && slices.Contains(k.signed.Record.Underlay, a) {
 			return k.at(a)
 		}
 	}
 	return ""
+}
+
+// confined reports whether a run's peer may be reached inside its tunnel only. Before its record is known, memberlist's
+// address of it decides.
+func (m *Mesh) confined(a memberlist.Address) bool {
+	if !m.cfg.NoDiscovery {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, k := m.peerOf(a.Name)
+	if k == nil {
+		k = &known{}
+		if at, err := netip.ParseAddrPort(a.Addr); err == nil {
+			k.signed.Record.Underlay = []netip.Addr{at.Addr().Unmap()}
+		}
+	}
+	return m.planned(k)
+}
+
+// planned reports whether this host must not connect to a peer, since it is no target. The caller holds the lock.
+func (m *Mesh) planned(k *known) bool {
+	if !m.cfg.NoDiscovery {
+		return false
+	}
+	for host, t := range m.targets {
+		if (Target{Host: host, Addrs: t.addrs}).Names(k.signed.Record) {
+			return false
+		}
+	}
+	return true
 }
 
 // inside returns the addresses of a run's peer inside its tunnel.

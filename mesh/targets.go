@@ -23,6 +23,7 @@ type target struct {
 	retry     backoff
 	err       error
 	connected bool
+	addrs     []netip.Addr // to which the name resolved last
 }
 
 // backoff computes the time of the next attempt. The delay doubles, and is randomized so that peers
@@ -47,6 +48,7 @@ func (b *backoff) failed(now time.Time) {
 // Target is the state of one target, for status.
 type Target struct {
 	Host      string
+	Addrs     []netip.Addr // to which the name resolved last
 	Connected bool
 	Err       error // the error of the last attempt, while the target is not connected
 }
@@ -58,9 +60,21 @@ func (m *Mesh) Targets() []Target {
 	out := make([]Target, 0, len(m.targets))
 	for _, host := range slices.Sorted(maps.Keys(m.targets)) {
 		t := m.targets[host]
-		out = append(out, Target{Host: host, Connected: t.connected, Err: t.err})
+		out = append(out, Target{Host: host, Addrs: t.addrs, Connected: t.connected, Err: t.err})
 	}
 	return out
+}
+
+// Names reports whether a target is a peer: by one of its addresses, or by its nickname.
+func (t Target) Names(r peer.Record) bool {
+	host := t.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return slices.Contains(r.Underlay, addr.Unmap())
+	}
+	return host == r.Nickname || slices.ContainsFunc(t.Addrs, func(a netip.Addr) bool { return slices.Contains(r.Underlay, a) })
 }
 
 // Connect adds targets, or replaces all targets.
@@ -193,6 +207,12 @@ func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t.connected, t.err = connected, err
+	if len(addrs) > 0 {
+		t.addrs = nil
+		for _, a := range addrs {
+			t.addrs = append(t.addrs, a.Addr().Unmap())
+		}
+	}
 	if connected {
 		t.retry = backoff{next: time.Now().Add(firstRetry)} // check again later whether it is still connected
 	} else {
@@ -204,7 +224,13 @@ func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
 // starts with another address. Those inside the tunnel come last.
 func (m *Mesh) joinPeer(ctx context.Context, r peer.Record, k *known, turn int) {
 	var addrs []netip.AddrPort
+	m.mu.Lock()
+	planned := m.planned(k)
+	m.mu.Unlock()
 	for i := range r.Underlay {
+		if planned {
+			break
+		}
 		addrs = append(addrs, netip.AddrPortFrom(r.Underlay[(turn+i)%len(r.Underlay)], r.Gossip))
 	}
 	for _, a := range m.insideOf(r.ID()) {

@@ -23,7 +23,7 @@ func (m *Mesh) newTransport(ctx context.Context, conf *memberlist.Config) (*sess
 	}
 	t, err := session.New(session.Config{
 		Identity: m.cfg.Identity, Run: m.name, Network: network, Refused: m.reject,
-		Best: m.best, Addresses: m.recorded, Inside: m.inside, Knows: m.isPlace,
+		Best: m.best, Addresses: m.recorded, Inside: m.inside, Confined: m.confined, Knows: m.isPlace,
 		Older: m.tellOlder, OlderThere: m.greetOlder,
 		Moved:   m.lostPackets,
 		Show:    m.show,

@@ -64,7 +64,7 @@ type ask struct {
 // configure takes what is known about a peer. The first questions are spread over some time, if there are
 // many peers.
 func (r *remote) configure(now time.Time, c Remote, moved bool, spread time.Duration) {
-	isNew, lost := r.addrs == nil, c.Quiet && !r.Quiet
+	isNew, lost := r.path.Since.IsZero(), c.Quiet && !r.Quiet
 	r.Remote = c
 	switch {
 	case !c.Quiet:

@@ -22,6 +22,9 @@ type Config struct {
 	// Inside returns the addresses of a run's peer inside the tunnel to it, as HOST:PORT. They are used if no
 	// other address answers.
 	Inside func(run string) []string
+	// Confined reports whether a run's peer may be reached inside the tunnel only. The address is memberlist's. It may
+	// be nil: then nobody is.
+	Confined func(memberlist.Address) bool
 	// Knows reports whether a peer has an address. This host dials nobody else because of a packet: whoever
 	// it dials sees its certificate.
 	Knows func(netip.Addr) bool

@@ -290,6 +290,10 @@ func (t *Transport) report(g *guest, err error) {
 
 // Ask opens a stream to one run of a peer, or to whatever run is at an address if the name is empty.
 func (t *Transport) Ask(to memberlist.Address, use Use, timeout time.Duration) (*Stream, error) {
+	to, err := t.confine(to)
+	if err != nil {
+		return nil, err
+	}
 	return t.askAt(t.routes.all(to), to, use, timeout)
 }
 

@@ -187,6 +187,10 @@ func (t *Transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 		return t.WriteTo(b, a.Addr)
 	}
 	t.cfg.Outgoing(a.Name, b)
+	a, err := t.confine(a)
+	if err != nil {
+		return now, err
+	}
 	k := t.table.to(a.Name)
 	if k == nil {
 		t.wait(a, b)
@@ -199,6 +203,22 @@ func (t *Transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 		return now, nil
 	}
 	return at, err
+}
+
+// errConfined means that a peer without a tunnel may be reached by its tunnel only.
+var errConfined = errors.New("session: the peer may be reached by its tunnel only, which does not work yet")
+
+// confine returns the address inside the tunnel of a run that may be reached only there.
+func (t *Transport) confine(a memberlist.Address) (memberlist.Address, error) {
+	if a.Name == "" || t.cfg.Confined == nil || !t.cfg.Confined(a) {
+		return a, nil
+	}
+	list := t.cfg.Inside(a.Name)
+	if len(list) == 0 {
+		return a, errConfined
+	}
+	a.Addr = list[0]
+	return a, nil
 }
 
 // send sends a packet to a run, and looks for another address if packets may not arrive.

@@ -64,6 +64,8 @@ type Input struct {
 	// work, so Plan uses it before the first address of the record.
 	Preferred map[peer.ID]netip.Addr
 	Reach     map[peer.ID]Reach
+	// Planned are peers to which this host must not connect. They have no address until a probe has come from them.
+	Planned map[peer.ID]bool
 	// Paths are measured. The endpoint of a path is proven to work, so Plan uses it before all others.
 	Paths map[peer.ID]path.Path
 	// Route returns the MTU of this host's route to an address; 0 if unknown.
@@ -86,6 +88,13 @@ func Plan(in Input) []Tunnel {
 		if !ok || psk == [32]byte{} {
 			continue
 		}
+		record, route := listens(r), 0
+		if in.Planned[id] {
+			record = nil
+		}
+		if endpoint.IsValid() {
+			route = in.Route(endpoint.Addr())
+		}
 		out = append(out, Tunnel{
 			Peer:         id,
 			PublicKey:    r.WireGuard,
@@ -94,11 +103,11 @@ func Plan(in Input) []Tunnel {
 			Proven:       proven,
 			Left:         in.Paths[id].Left,
 			Own:          in.Paths[id].Own,
-			Record:       listens(r),
+			Record:       record,
 			AllowedIPs:   in.allowed(in.Owned[id]),
 			Reach:        in.Reach[id],
 			Waits:        slices.Compare(in.Self[:], id[:]) > 0,
-			Route:        in.Route(endpoint.Addr()),
+			Route:        route,
 			Link:         r.MTU(endpoint.Addr()),
 			Measured:     in.Paths[id].MTU,
 		})
@@ -120,6 +129,9 @@ func listens(r peer.Record) (out []netip.AddrPort) {
 func (in Input) endpoint(r peer.Record) (endpoint netip.AddrPort, proven, ok bool) {
 	if p := in.Paths[r.ID()].Endpoint; p.IsValid() {
 		return p, true, true
+	}
+	if in.Planned[r.ID()] {
+		return netip.AddrPort{}, false, true
 	}
 	usable := func(a netip.Addr) bool { return a.Is4() && in.Underlay4 || a.Is6() && in.Underlay6 }
 	if a, ok := in.Preferred[r.ID()]; ok && usable(a) && slices.Contains(r.Underlay, a) {

@@ -109,8 +109,9 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 		Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
 		Changed: func() { p.view.Wake() }, Owns: func(id peer.ID) bool { return r.owns(p.view.Get(), id) },
 		Banned: p.membership.Banned, Admit: p.membership.Admitter(),
-		Best:   func(id peer.ID) netip.Addr { return p.measure.Best(id) },
-		Inside: func(id peer.ID) []netip.Addr { return plan.Inside(p.view.Get(), p.datapath.Tunnels(), id, r.ipv6) },
+		NoDiscovery: o.NoDiscovery,
+		Best:        func(id peer.ID) netip.Addr { return p.measure.Best(id) },
+		Inside:      func(id peer.ID) []netip.Addr { return plan.Inside(p.view.Get(), p.datapath.Tunnels(), id, r.ipv6) },
 	})
 	if err != nil {
 		return err
@@ -193,8 +194,13 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	p.links = links.New(links.Config{
 		Self: t.Self, Refuses: o.NoRelay, Documents: p.documents, Paths: &p.measure.Value, View: seen, Banned: p.membership.Expelled, Log: log,
 	})
+	var targets func() []mesh.Target
+	if o.NoDiscovery {
+		targets = p.mesh.Targets
+	}
 	p.datapath = datapath.New(datapath.Config{
-		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Paths: &p.measure.Value, Relayed: &p.measure.Relayed, Underlay: p.underlay,
+		Targets: targets,
+		View:    seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Paths: &p.measure.Value, Relayed: &p.measure.Relayed, Underlay: p.underlay,
 		Router: p.router, PresharedKey: p.pairs.Key, Empty: p.rules.source.Empty, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,
 		Tried: r.board.Wake, Log: log, Fixed: plan.Fixed{
 			PrivateKey: t.Keys.WireGuard, Port: o.Port, GossipPort: o.GossipPort, MTU: o.MTU, IPv6: r.ipv6, Resolver: !o.DNS.Off,

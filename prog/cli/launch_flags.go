@@ -52,6 +52,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.GossipPort, "port", mesh.Port, "gossip port, TCP and UDP; the same on all hosts")
 	flags.IntVar(&f.Port, "wireguard-port", config.DefaultPort, "WireGuard port, UDP")
 	flags.BoolVar(&f.NoRelay, "no-relay", false, "forward no tunnels of other hosts that do not reach each other")
+	flags.BoolVar(&f.NoDiscovery, "no-discovery", false, "connect only to the hosts given; others are reached over them")
 	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: path MTU to each peer, less 80)")
 	flags.StringVar(&f.StateDir, "state-dir", config.DefaultStateDir, "folder of the state")
 	flags.StringVar(&f.RunDir, "run-dir", config.DefaultRunDir, "folder of the control socket")

@@ -75,7 +75,6 @@ var weaveFlags = map[string]map[string]string{
 
 var weaveLaunch = map[string]string{
 	"password":                "the process list shows arguments: use --token FILE, or WEFT_PASSWORD in the environment",
-	"no-discovery":            "hosts of one network always find each other; `weft forget` removes a target",
 	"log-level":               "use --verbose to log more",
 	"trusted-subnets":         neverPlain,
 	"ipalloc-default-subnet":  noSubnets,

@@ -42,6 +42,7 @@ type Options struct {
 	// WireGuard: for example as a pod that outlives the agent's pod.
 	DatapathElsewhere bool
 	NoRelay           bool   // this host forwards no tunnels of other hosts
+	NoDiscovery       bool   // this host connects only to its targets
 	StatusAddr        string // empty: no status over TCP
 	DNS               DNS
 	Exempt            nft.Exempt // traffic that policies do not apply to

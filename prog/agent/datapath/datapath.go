@@ -18,6 +18,7 @@ import (
 
 	"weft/ipam"
 	"weft/ipam/slot"
+	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/attach"
@@ -63,6 +64,8 @@ type Config struct {
 	Underlay Underlay
 	Router   Router
 	Fixed    plan.Fixed
+	// Targets returns the hosts to which this host may connect; nil: it may connect to all.
+	Targets func() []mesh.Target
 	// PresharedKey returns WireGuard's pre-shared key for the tunnel to a peer; zero if there is none yet.
 	PresharedKey func(peer.ID) [32]byte
 	// Empty reports why the rules of an earlier agent stay in force: no policies are known at all.
@@ -170,9 +173,13 @@ func (d *Datapath) desired(v *view.View, attached []attach.Endpoint) (plan.Plan,
 	}
 	defer done()
 	relayed := d.cfg.Relayed.Get()
+	var targets []mesh.Target
+	if d.cfg.Targets != nil {
+		targets = d.cfg.Targets()
+	}
 	return plan.Desired(plan.Inputs{
 		View: v, Node: d.cfg.NodeAddr.Get(), LinkMTU: d.linkMTU(), Endpoints: attached, Settings: d.cfg.Settings.Get(),
-		Route: route, PresharedKey: d.cfg.PresharedKey, Paths: d.cfg.Paths.Get(), Ways: relayed.Ways, Pairs: relayed.Pairs, Fixed: d.cfg.Fixed,
+		Route: route, PresharedKey: d.cfg.PresharedKey, Targets: targets, Paths: d.cfg.Paths.Get(), Ways: relayed.Ways, Pairs: relayed.Pairs, Fixed: d.cfg.Fixed,
 	}), nil
 }
 

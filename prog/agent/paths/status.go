@@ -84,13 +84,7 @@ func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target,
 }
 
 func isTarget(p mesh.Peer, targets []mesh.Target) bool {
-	return slices.ContainsFunc(targets, func(t mesh.Target) bool {
-		host, err := netip.ParseAddr(t.Host)
-		if err != nil {
-			return t.Host == p.Record.Nickname
-		}
-		return slices.Contains(p.Record.Underlay, host)
-	})
+	return slices.ContainsFunc(targets, func(t mesh.Target) bool { return t.Names(p.Record) })
 }
 
 // state returns the state of a tunnel. A handshake proves nothing: it may be older than the failure.

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"weft/ipam/slot"
+	"weft/mesh"
 	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
@@ -27,9 +28,11 @@ type Inputs struct {
 	// Route returns the MTU of this host's route to an address; 0: no route.
 	Route        func(netip.Addr) int
 	PresharedKey func(peer.ID) [32]byte
-	Paths        map[peer.ID]path.Path // as measured
-	Ways         []path.Way            // over relays
-	Pairs        []path.Pair           // for which this host is the relay
+	// Targets are the hosts to which this host may connect; nil: it may connect to all.
+	Targets []mesh.Target
+	Paths   map[peer.ID]path.Path // as measured
+	Ways    []path.Way            // over relays
+	Pairs   []path.Pair           // for which this host is the relay
 	Fixed
 }
 
@@ -82,7 +85,7 @@ func tunnels(in Inputs) []topology.Tunnel {
 	v := in.View
 	t := topology.Input{
 		Self: v.Self, Ring: v.Ring.ID[:], Universe: v.Ring.Universe, IPv6: in.IPv6, Owned: v.Owners,
-		Preferred: map[peer.ID]netip.Addr{}, Reach: v.Reach, Route: in.Route, PresharedKey: in.PresharedKey, Paths: in.Paths,
+		Preferred: map[peer.ID]netip.Addr{}, Planned: map[peer.ID]bool{}, Reach: v.Reach, Route: in.Route, PresharedKey: in.PresharedKey, Paths: in.Paths,
 	}
 	for _, p := range v.Peers {
 		// A member can make up as many records as it likes: a peer counts once it proved to be
@@ -92,6 +95,9 @@ func tunnels(in Inputs) []topology.Tunnel {
 			continue
 		}
 		t.Peers = append(t.Peers, p.Record)
+		if in.Targets != nil && !slices.ContainsFunc(in.Targets, func(target mesh.Target) bool { return target.Names(p.Record) }) {
+			t.Planned[id] = true
+		}
 		if p.Addr.IsValid() {
 			t.Preferred[id] = p.Addr
 		}

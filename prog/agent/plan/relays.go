@@ -30,7 +30,7 @@ func relays(in Inputs, tunnels []topology.Tunnel) (out nft.Relays) {
 			continue
 		}
 		d := nft.Detour{Peer: t.Endpoint, Relay: w.To, Own: w.Own, Used: w.Used}
-		switch same := t.Endpoint.Addr().Is4() == w.To.Addr().Is4(); {
+		switch same := t.Route != 0 && t.Endpoint.Addr().Is4() == w.To.Addr().Is4(); { // without a route no packet leaves
 		case w.Used && (!same || uses[t.Endpoint] > 1):
 			t.Endpoint = netip.AddrPortFrom(w.To.Addr(), w.Own.Port())
 			d.Peer = t.Endpoint

@@ -97,6 +97,17 @@ func TestACutLinkGoesOverARelay(t *testing.T) {
 	eventually.True(t, 20*time.Second, "h3 runs again", func() bool { return len(report(t, l, "h3").Router.Connections) == 2 })
 	becomes(t, l, 20*time.Second, "h1", "h2", api.ConnRelayed, "(h3)")
 	lossless(t, "while the relay's agent restarted", flows)
+	if err := l.SetMTU(t.Context(), "h3", 1400); err != nil {
+		t.Fatal(err)
+	}
+	for _, ends := range [][2]string{{"h1", "h2"}, {"h2", "h1"}} {
+		eventually.Nil(t, 30*time.Second, "the MTU of the tunnel of "+ends[0]+" follows the relay's", func() error {
+			if c := connectionTo(t, l, ends[0], ends[1]); c.PathMTU < 1390 || c.PathMTU > 1404 {
+				return fmt.Errorf("the path MTU is %d", c.PathMTU)
+			}
+			return nil
+		})
+	}
 	flows = flow()
 	between(t, l)
 	becomes(t, l, 20*time.Second, "h1", "h2", api.ConnDirect, "")
@@ -154,4 +165,33 @@ func TestTwoRelaysInARow(t *testing.T) {
 	between(t, l)
 	becomes(t, l, 40*time.Second, "h1", "h4", api.ConnDirect, "")
 	flow.stop(t)
+}
+
+// Hosts that connect to planned hosts only reach the others over them. No packet travels between those directly.
+func TestPlannedTopologies(t *testing.T) {
+	labtest.Waits(t)
+	labtest.Need(t, "nft", "nftables")
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true, Launch: []string{"--no-discovery"}})
+	between(t, l, `iifname "h2" oifname "h3" meta l4proto { tcp, udp } counter drop`, `iifname "h3" oifname "h2" meta l4proto { tcp, udp } counter drop`)
+	launchFounder(t, l)
+	for _, h := range []string{"h2", "h3"} {
+		if err := l.Launch(t.Context(), h, token(t, l), "h1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, ends := range [][2]string{{"h1", "h2"}, {"h1", "h3"}} {
+		eventually.True(t, 20*time.Second, "the planned hosts have a tunnel", func() bool { return connections(t, l, ends[0])[ends[1]].State == api.ConnDirect })
+	}
+	eventually.True(t, 30*time.Second, "h2 and h3 know each other", func() bool {
+		return connections(t, l, "h2")["h3"].Nickname != "" && connections(t, l, "h3")["h2"].Nickname != ""
+	})
+	becomes(t, l, 30*time.Second, "h2", "h3", api.ConnRelayed, "(h1)")
+	plugEach(t, l, l.Hosts()...)
+	reachEachOther(t, l, "h2", "h3")
+	eventually.True(t, 30*time.Second, "gossip of h2 and h3 goes through their tunnel", func() bool {
+		return connections(t, l, "h2")["h3"].Gossip && connections(t, l, "h3")["h2"].Gossip
+	})
+	if out := run(t, l, lab.UnderlayName, "nft", "list", "table", "bridge", "middle"); strings.Count(out, "packets 0 bytes 0") != 2 {
+		t.Errorf("h2 and h3 sent packets to each other directly, want none: %s", out)
+	}
 }
