@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"weft/ipam/slot"
+	"weft/mesh/path"
 	"weft/mesh/peer"
 )
 
@@ -101,6 +102,27 @@ func TestOneHostOfEachPairWaitsForTheHandshakeOfTheOther(t *testing.T) {
 		if waits(1, other) == waits(other, 1) {
 			t.Errorf("hosts 1 and %d: both wait, or none does; want one", other)
 		}
+	}
+}
+
+// A peer to which this host must not connect has a tunnel without an address, until its probe has come from one.
+func TestPlannedPeersHaveNoAddress(t *testing.T) {
+	in := input(record(2, nil))
+	id := record(2, nil).ID()
+	in.Planned = map[peer.ID]bool{id: true}
+	in.Route = func(a netip.Addr) int {
+		if !a.IsValid() {
+			t.Error("the route to no address is asked for")
+		}
+		return 1500
+	}
+	if got := Plan(in); len(got) != 1 || got[0].Endpoint.IsValid() || got[0].Proven || len(got[0].Record) != 0 || len(got[0].AllowedIPs) == 0 {
+		t.Errorf("the tunnels are %+v, want one without an address", got)
+	}
+	at := netip.MustParseAddrPort("198.51.100.7:40000")
+	in.Paths = map[peer.ID]path.Path{id: {Endpoint: at}}
+	if got := Plan(in); len(got) != 1 || got[0].Endpoint != at || !got[0].Proven || got[0].Route != 1500 {
+		t.Errorf("after a probe the tunnels are %+v, want the address from which it came", got)
 	}
 }
 
