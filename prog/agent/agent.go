@@ -178,17 +178,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	p.publish = publish.New(publish.Config{
 		Directory: p.directory, Attached: attached, Settings: &p.settings.Value, NodeAddr: &p.nodeaddr.Value, View: seen, IPv6: r.ipv6, Log: log,
 	})
-	var relayed measure.Relayed
-	if err := r.store.Relays(&relayed); err != nil {
-		return err
-	}
-	p.measure, err = measure.New(measure.Config{
-		Self: t.Self, PrivateKey: t.Keys.WireGuard, View: seen, Host: &p.underlay.Value, Tunnels: func() []topology.Tunnel { return p.datapath.Tunnels() },
-		Open: func() (measure.Conn, error) { return probe.Open(probe.Config{Port: uint16(o.Port)}) }, Observe: wg.Observe, Bytes: link.TunnelBytes, Log: log,
-		Relays: func(to peer.ID, avoid func(peer.ID) bool) []peer.ID { return p.links.Relays(to, avoid) }, Refuses: o.NoRelay,
-		Restored: relayed, Save: func(now measure.Relayed) error { return r.store.SaveRelays(now) },
-	})
-	if err != nil {
+	if err := r.wireMeasure(p); err != nil {
 		return err
 	}
 	p.links = links.New(links.Config{
@@ -214,6 +204,22 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	})
 	p.relays = relays.New(relays.Config{View: seen, Relayed: &p.measure.Relayed, Forwarded: p.router.Forwarded})
 	return nil
+}
+
+// wireMeasure makes the component that measures tunnels. It begins with the relays of the last run.
+func (r *run) wireMeasure(p *parts) (err error) {
+	o, t, log := r.opts, r.founding.Trust, r.opts.Log
+	var relayed measure.Relayed
+	if err := r.store.Relays(&relayed); err != nil {
+		return err
+	}
+	p.measure, err = measure.New(measure.Config{
+		Self: t.Self, PrivateKey: t.Keys.WireGuard, View: &p.view.Value, Host: &p.underlay.Value, Tunnels: func() []topology.Tunnel { return p.datapath.Tunnels() },
+		Open: func() (measure.Conn, error) { return probe.Open(probe.Config{Port: uint16(o.Port)}) }, Observe: wg.Observe, Bytes: link.TunnelBytes, Log: log,
+		Relays: func(to peer.ID, avoid func(peer.ID) bool) []peer.ID { return p.links.Relays(to, avoid) }, Refuses: o.NoRelay,
+		Restored: relayed, Save: func(now measure.Relayed) error { return r.store.SaveRelays(now) },
+	})
+	return err
 }
 
 // inside returns the directory, with the ring and the reachable peers of the last view.
