@@ -100,15 +100,15 @@ func (r Relays) host(port uint16) (p Program) {
 	to, from := newJumps("detours"), newJumps("relayed")
 	for _, d := range r.Detours {
 		if d.Used {
-			p.Chains = append(p.Chains, to.add(d.Peer, 0,
-				rule(sport.set(d.Own.Port()), dport.set(d.Relay.Port()), saddr.set(d.Own.Addr()), daddr.set(d.Relay.Addr()))))
+			to.add(&p, d.Peer, 0,
+				rule(sport.set(d.Own.Port()), dport.set(d.Relay.Port()), saddr.set(d.Own.Addr()), daddr.set(d.Relay.Addr())))
 		}
 		// The relay sends from one port, so its address and this host's port are the key.
 		rules := []Rule{rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), magic(expr.CmpOpEq), goTo(probeChain))}
 		if d.Peer.IsValid() {
 			rules = append(rules, rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), sport.set(d.Peer.Port()), dport.set(port), saddr.set(d.Peer.Addr())))
 		}
-		p.Chains = append(p.Chains, from.add(netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()), 0, rules...))
+		from.add(&p, netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()), 0, rules...)
 	}
 	var out, in []Rule
 	leaving, arriving := to.sets(), from.sets()
@@ -127,7 +127,7 @@ func (r Relays) host(port uint16) (p Program) {
 func (r Relays) late(port uint16) (p Program) {
 	from := newJumps("late")
 	for _, l := range r.Late {
-		p.Chains = append(p.Chains, from.add(l.From, 0, rule(sport.set(l.Peer.Port()), saddr.set(l.Peer.Addr()), daddr.set(l.Own))))
+		from.add(&p, l.From, 0, rule(sport.set(l.Peer.Port()), saddr.set(l.Peer.Addr()), daddr.set(l.Own)))
 	}
 	var in []Rule
 	p.Sets = from.sets()
@@ -143,17 +143,13 @@ func (r Relays) late(port uint16) (p Program) {
 func (r Relays) relay() (p Program) {
 	from, to := newJumps(relayChain), newJumps("leaving")
 	from.ports, to.ports = 2, 2
-	left := map[string]bool{}
 	for _, pair := range r.Pairs {
 		for i, source := range pair {
 			target := pair[1-i]
-			p.Chains = append(p.Chains, from.add(source.Host, source.Own.Port(), rule(above(PairRate, pairBurst), counter(), drop()),
-				rule(counter(), notrack(), sport.set(target.Own.Port()), dport.set(target.Host.Port()), daddr.set(target.Host.Addr()))))
-			// An own source address is refused by routing, so it is set afterwards. Two pairs may leave in the same way.
-			if leave := to.chain(target.Host, target.Own.Port()); !left[leave] {
-				left[leave] = true
-				p.Chains = append(p.Chains, to.add(target.Host, target.Own.Port(), rule(saddr.set(target.Own.Addr()))))
-			}
+			from.add(&p, source.Host, source.Own.Port(), rule(above(PairRate, pairBurst), counter(), drop()),
+				rule(counter(), notrack(), sport.set(target.Own.Port()), dport.set(target.Host.Port()), daddr.set(target.Host.Addr())))
+			// An own source address is refused by routing, so it is set afterwards.
+			to.add(&p, target.Host, target.Own.Port(), rule(saddr.set(target.Own.Addr())))
 		}
 	}
 	var in, out []Rule
@@ -187,8 +183,9 @@ func (j *jumps) chain(of netip.AddrPort, other uint16) string {
 	return name
 }
 
-// add returns a chain for the packets of an address and port, and of the other port if that is a part of the key.
-func (j *jumps) add(of netip.AddrPort, other uint16, rules ...Rule) *Chain {
+// add adds a chain for the packets of an address and port, and of the other port if that is a part of the key. The first
+// chain of a key stays: the kernel would refuse all rules if there were two.
+func (j *jumps) add(p *Program, of netip.AddrPort, other uint16, rules ...Rule) {
 	addr := plain(of.Addr())
 	c := &Chain{Name: j.chain(of, other), Rules: rules}
 	i := 1
@@ -199,8 +196,12 @@ func (j *jumps) add(of netip.AddrPort, other uint16, rules ...Rule) *Chain {
 	if j.ports == 2 {
 		parts = append(parts, []byte(bigEndian(other)))
 	}
-	j.elements[i] = append(j.elements[i], Element{First: j.key(addr.Is4()).encode(parts...), Chain: c.Name})
-	return c
+	e := Element{First: j.key(addr.Is4()).encode(parts...), Chain: c.Name}
+	if slices.ContainsFunc(j.elements[i], func(o Element) bool { return o.First == e.First }) {
+		return
+	}
+	j.elements[i] = append(j.elements[i], e)
+	p.Chains = append(p.Chains, c)
 }
 
 func (j *jumps) key(is4 bool) Key {

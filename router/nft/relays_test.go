@@ -211,3 +211,23 @@ func TestRelaysLimitTheRateOfAPair(t *testing.T) {
 	}
 	t.Logf("of %d MiB in %v the relay forwarded %d", sent>>20, took, n.Passed>>20)
 }
+
+// Members can make two ways have the same key. The kernel takes the rules all the same.
+func TestRulesOfRelaysNeverCollide(t *testing.T) {
+	at := netip.MustParseAddrPort
+	a, b, c, own := at("192.0.2.1:20001"), at("192.0.2.2:20001"), at("192.0.2.4:20001"), at("192.0.2.3:6784")
+	detour := Detour{Peer: at("192.0.2.2:6784"), Relay: at("192.0.2.9:6784"), Own: a, Used: true}
+	late := Late{From: at("192.0.2.7:6784"), Peer: at("192.0.2.8:6784"), Own: a.Addr()}
+	ns := routertest.New(t)
+	ns.Do(func() {
+		var k Kernel
+		defer k.Close()
+		relays := Relays{
+			Pairs:   []Pair{{{a, own}, {b, own}}, {{a, own}, {c, own}}, {{b, own}, {b, own}}},
+			Detours: []Detour{detour, detour}, Late: []Late{late, late},
+		}
+		if err := k.Apply(build(Config{Guard: Guard{Universe: universe, Port: 6784}, Relays: relays})); err != nil {
+			t.Errorf("the kernel refused rules with equal keys: %v", err)
+		}
+	})
+}
