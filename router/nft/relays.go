@@ -100,15 +100,14 @@ func (r Relays) host(port uint16) (p Program) {
 	to, from := newJumps("detours"), newJumps("relayed")
 	for _, d := range r.Detours {
 		if d.Used {
-			to.add(&p, d.Peer, 0,
-				rule(sport.set(d.Own.Port()), dport.set(d.Relay.Port()), saddr.set(d.Own.Addr()), daddr.set(d.Relay.Addr())))
+			to.add(d.Peer, 0, rule(sport.set(d.Own.Port()), dport.set(d.Relay.Port()), saddr.set(d.Own.Addr()), daddr.set(d.Relay.Addr())))
 		}
 		// The relay sends from one port, so its address and this host's port are the key.
 		rules := []Rule{rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), magic(expr.CmpOpEq), goTo(probeChain))}
 		if d.Peer.IsValid() {
 			rules = append(rules, rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), sport.set(d.Peer.Port()), dport.set(port), saddr.set(d.Peer.Addr())))
 		}
-		from.add(&p, netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()), 0, rules...)
+		from.add(netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()), 0, rules...)
 	}
 	var out, in []Rule
 	leaving, arriving := to.sets(), from.sets()
@@ -117,7 +116,7 @@ func (r Relays) host(port uint16) (p Program) {
 		in = append(in, rule(notIif(tunnel), notIif(endpoints), implied(l4proto(unix.IPPROTO_UDP)), saddr.vmapWith(dport, arriving[i])))
 	}
 	p.Sets = slices.Concat(leaving, arriving)
-	p.Chains = append(p.Chains,
+	p.Chains = append(slices.Concat(to.chains, from.chains),
 		&Chain{"detours", nftables.ChainTypeRoute, nftables.ChainHookOutput, "output", outsideConntrack, out},
 		&Chain{"relayed", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in})
 	return p
@@ -127,14 +126,14 @@ func (r Relays) host(port uint16) (p Program) {
 func (r Relays) late(port uint16) (p Program) {
 	from := newJumps("late")
 	for _, l := range r.Late {
-		from.add(&p, l.From, 0, rule(sport.set(l.Peer.Port()), saddr.set(l.Peer.Addr()), daddr.set(l.Own)))
+		from.add(l.From, 0, rule(sport.set(l.Peer.Port()), saddr.set(l.Peer.Addr()), daddr.set(l.Own)))
 	}
 	var in []Rule
 	p.Sets = from.sets()
 	for _, s := range p.Sets {
 		in = append(in, rule(dport.is(unix.IPPROTO_UDP, port), magic(expr.CmpOpNeq), saddr.vmapWith(sport, s)))
 	}
-	p.Chains = append(p.Chains, &Chain{"late", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in})
+	p.Chains = append(from.chains, &Chain{"late", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in})
 	return p
 }
 
@@ -146,10 +145,10 @@ func (r Relays) relay() (p Program) {
 	for _, pair := range r.Pairs {
 		for i, source := range pair {
 			target := pair[1-i]
-			from.add(&p, source.Host, source.Own.Port(), rule(above(PairRate, pairBurst), counter(), drop()),
+			from.add(source.Host, source.Own.Port(), rule(above(PairRate, pairBurst), counter(), drop()),
 				rule(counter(), notrack(), sport.set(target.Own.Port()), dport.set(target.Host.Port()), daddr.set(target.Host.Addr())))
-			// An own source address is refused by routing, so it is set afterwards.
-			to.add(&p, target.Host, target.Own.Port(), rule(saddr.set(target.Own.Addr())))
+			// An own source address is refused by routing, so it is set afterwards. Two pairs may leave in the same way.
+			to.add(target.Host, target.Own.Port(), rule(saddr.set(target.Own.Addr())))
 		}
 	}
 	var in, out []Rule
@@ -159,7 +158,7 @@ func (r Relays) relay() (p Program) {
 		out = append(out, rule(untracked(), implied(l4proto(unix.IPPROTO_UDP)), daddr.vmapWith(dport, leaving[i])))
 	}
 	p.Sets = slices.Concat(arriving, leaving)
-	p.Chains = append(p.Chains,
+	p.Chains = append(slices.Concat(from.chains, to.chains),
 		&Chain{"relay", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", outsideConntrack, in},
 		&Chain{"leaving", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", leavesRelay, out})
 	return p
@@ -170,9 +169,11 @@ type jumps struct {
 	name     string
 	ports    int
 	elements [2][]Element
+	chains   []*Chain
+	names    map[string]bool // of the chains
 }
 
-func newJumps(name string) *jumps { return &jumps{name: name, ports: 1} }
+func newJumps(name string) *jumps { return &jumps{name: name, ports: 1, names: map[string]bool{}} }
 
 // chain returns the name of a chain. It follows from the key, so that a chain stays while others come and go.
 func (j *jumps) chain(of netip.AddrPort, other uint16) string {
@@ -184,10 +185,15 @@ func (j *jumps) chain(of netip.AddrPort, other uint16) string {
 }
 
 // add adds a chain for the packets of an address and port, and of the other port if that is a part of the key. The first
-// chain of a key stays: the kernel would refuse all rules if there were two.
-func (j *jumps) add(p *Program, of netip.AddrPort, other uint16, rules ...Rule) {
+// chain for a key counts: peers choose their addresses, and a table that names a chain twice cannot be changed.
+func (j *jumps) add(of netip.AddrPort, other uint16, rules ...Rule) {
 	addr := plain(of.Addr())
 	c := &Chain{Name: j.chain(of, other), Rules: rules}
+	if !addr.IsValid() || j.names[c.Name] {
+		return
+	}
+	j.names[c.Name] = true
+	j.chains = append(j.chains, c)
 	i := 1
 	if addr.Is4() {
 		i = 0
@@ -196,12 +202,7 @@ func (j *jumps) add(p *Program, of netip.AddrPort, other uint16, rules ...Rule) 
 	if j.ports == 2 {
 		parts = append(parts, []byte(bigEndian(other)))
 	}
-	e := Element{First: j.key(addr.Is4()).encode(parts...), Chain: c.Name}
-	if slices.ContainsFunc(j.elements[i], func(o Element) bool { return o.First == e.First }) {
-		return
-	}
-	j.elements[i] = append(j.elements[i], e)
-	p.Chains = append(p.Chains, c)
+	j.elements[i] = append(j.elements[i], Element{First: j.key(addr.Is4()).encode(parts...), Chain: c.Name})
 }
 
 func (j *jumps) key(is4 bool) Key {
