@@ -72,7 +72,7 @@ func (p *Prober) Restore(now time.Time, ways []Way, pairs []Pair) {
 	for _, pair := range pairs[:min(len(pairs), maxLegs/2)] {
 		for i, l := range pair.Legs {
 			if l.Host.IsValid() && l.Own.IsValid() {
-				p.legs[legOf{pair.Peers[i], pair.Peers[1-i]}] = &leg{Leg: l, seen: now, restored: true}
+				p.legs[legOf{pair.Peers[i], pair.Peers[1-i], pair.Next[i], pair.Next[1-i]}] = &leg{Leg: l, seen: now}
 			}
 		}
 	}

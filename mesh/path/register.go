@@ -197,9 +197,9 @@ func (p *Prober) reaches(id peer.ID, other bool) (to netip.AddrPort, both, ok bo
 }
 
 // cookie proves that a host receives what is sent to an address. Nothing needs to be stored for it.
-func (p *Prober) cookie(of legOf, from peer.ID, at netip.AddrPort) uint32 {
+func (p *Prober) cookie(of legOf, at netip.AddrPort) uint32 {
 	mac := hmac.New(sha256.New, p.secret[:])
 	text, _ := at.MarshalBinary()
-	mac.Write(slices.Concat(of.origin[:], of.target[:], from[:], text))
+	mac.Write(slices.Concat(of.origin[:], of.target[:], of.from[:], of.next[:], text))
 	return max(binary.BigEndian.Uint32(mac.Sum(nil)), 1)
 }

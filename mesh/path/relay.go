@@ -22,26 +22,28 @@ import (
 // Leg is the way between this host, as a relay, and the next host towards one end.
 type Leg struct{ Host, Own netip.AddrPort }
 
-// Pair is two hosts between which this host is a relay.
+// Pair is two hosts between which this host is a relay. Next are its neighbours in the row on their sides.
 type Pair struct {
-	Peers [2]peer.ID
-	Legs  [2]Leg
+	Peers, Next [2]peer.ID
+	Legs        [2]Leg
 }
 
-type legOf struct{ origin, target peer.ID }
+// legOf is a row of relays as one of them sees it: the ends, and its neighbours on their sides. Who sends a registration
+// is one of them. So nobody can take the place of another host.
+type legOf struct{ origin, target, from, next peer.ID }
+
+func (of legOf) back() legOf { return legOf{of.target, of.origin, of.next, of.from} }
 
 // leg is a proven registration: what comes from Host is from the origin, for the target.
 type leg struct {
 	Leg
-	from, next peer.ID // its neighbours in the row, on the sides of the origin and of the target
-	seen       time.Time
-	stamp      int64
-	invited    time.Time     // when the other side was last asked to register as well
-	on         *registration // of this relay with the next one; nil: the other side registers
-	onTo       Leg           // the way to that one
-	onRoute    route
-	both       bool // the origin has both address families
-	restored   bool // of an earlier agent, which knew the neighbours
+	seen    time.Time
+	stamp   int64
+	invited time.Time     // when the other side was last asked to register as well
+	on      *registration // of this relay with the next one; nil: the other side registers
+	onTo    Leg           // the way to that one
+	onRoute route
+	both    bool // the origin has both address families
 }
 
 const (
@@ -65,14 +67,14 @@ func (r *remote) mayChange(now time.Time) bool {
 // Pairs returns the hosts between which this host forwards.
 func (p *Prober) Pairs() (out []Pair) {
 	for of, l := range p.legs {
-		pair := Pair{Peers: [2]peer.ID{of.origin, of.target}, Legs: [2]Leg{l.Leg}}
-		back := p.legs[legOf{of.target, of.origin}]
+		pair := Pair{Peers: [2]peer.ID{of.origin, of.target}, Next: [2]peer.ID{of.from, of.next}, Legs: [2]Leg{l.Leg}}
+		back := p.legs[of.back()]
 		switch {
 		case l.on != nil && l.on.proven:
 			pair.Legs[1] = l.onTo
 		case back == nil || back.on != nil && back.on.proven || less(of.target, of.origin):
 			continue
-		case l.restored || back.restored || l.next == back.from && l.from == back.next:
+		default:
 			pair.Legs[1] = back.Leg
 		}
 		if pair.Legs[1].Host.IsValid() && l.Host.Addr().Is4() == pair.Legs[1].Host.Addr().Is4() {
@@ -80,7 +82,7 @@ func (p *Prober) Pairs() (out []Pair) {
 		}
 	}
 	slices.SortFunc(out, func(a, b Pair) int {
-		return slices.Compare(slices.Concat(a.Peers[0][:], a.Peers[1][:]), slices.Concat(b.Peers[0][:], b.Peers[1][:]))
+		return slices.Compare(slices.Concat(a.Peers[0][:], a.Peers[1][:], a.Next[0][:], a.Next[1][:]), slices.Concat(b.Peers[0][:], b.Peers[1][:], b.Next[0][:], b.Next[1][:]))
 	})
 	return out
 }
@@ -89,27 +91,27 @@ func less(a, b peer.ID) bool { return slices.Compare(a[:], b[:]) < 0 }
 
 // serve takes a registration, and returns the answer to it.
 func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Send, bool) {
-	of := legOf{m.origin, m.target}
+	before, after := m.around(r.ID)
+	of := legOf{m.origin, m.target, r.ID, nextOf(m.target, after)}
 	known := p.legs[of]
 	to := Leg{arrived.From, arrived.To}
-	before, after := m.around(r.ID)
 	switch {
 	case p.peers[m.target] == nil, m.origin == m.target, m.origin == p.cfg.Self, m.target == r.ID:
 		return Send{}, false
 	case m.origin != r.ID && (len(before) == 0 || before[len(before)-1] != r.ID || !less(m.origin, m.target)):
 		return Send{}, false // only a relay before this one registers for another host
-	case m.stamp <= r.stamp-int64(forgetAfter) || known != nil && m.stamp <= known.stamp && known.from == r.ID:
+	case m.stamp <= r.stamp-int64(forgetAfter) || known != nil && m.stamp <= known.stamp:
 		return Send{}, false
 	}
-	out := message{kind: registered, id: m.id, stamp: p.stamp(now), route: route{origin: m.origin, target: m.target}, cookie: p.cookie(of, r.ID, arrived.From)}
+	out := message{kind: registered, id: m.id, stamp: p.stamp(now), route: route{origin: m.origin, target: m.target}, cookie: p.cookie(of, arrived.From)}
 	switch {
-	case p.cfg.Refuses || known == nil && !p.hasRoom(m.origin):
+	case p.cfg.Refuses || known == nil && !p.hasRoom(r.ID):
 		out.flags = flagRefused
 	case m.cookie == out.cookie:
 		if (known == nil || known.Leg != to) && !r.mayChange(now) {
 			return Send{}, false
 		}
-		p.accept(now, r, m, to, after)
+		p.accept(now, of, m, to, after)
 		if p.mismatch(of, m.flags&flagBoth != 0) {
 			out.flags = flagBoth
 		}
@@ -118,10 +120,18 @@ func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Se
 	return s, s.Payload != nil
 }
 
-func (p *Prober) hasRoom(host peer.ID) bool {
+// nextOf returns the next host on the side of a target.
+func nextOf(target peer.ID, after []peer.ID) peer.ID {
+	if len(after) > 0 {
+		return after[0]
+	}
+	return target
+}
+
+func (p *Prober) hasRoom(sender peer.ID) bool {
 	n := 0
 	for of := range p.legs {
-		if of.origin == host {
+		if of.from == sender {
 			n++
 		}
 	}
@@ -129,15 +139,10 @@ func (p *Prober) hasRoom(host peer.ID) bool {
 }
 
 // accept stores a proven registration, and gets the other side to register, too.
-func (p *Prober) accept(now time.Time, from *remote, m message, to Leg, after []peer.ID) {
-	of := legOf{m.origin, m.target}
-	next := m.target
-	if len(after) > 0 {
-		next = after[0]
-	}
+func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer.ID) {
 	l := p.legs[of]
-	if l == nil || l.from != from.ID || l.next != next {
-		l = &leg{from: from.ID, next: next}
+	if l == nil {
+		l = &leg{}
 		p.legs[of] = l
 		p.version++
 	}
@@ -146,10 +151,10 @@ func (p *Prober) accept(now time.Time, from *remote, m message, to Leg, after []
 		p.version++
 	}
 	l.seen, l.stamp = now, m.stamp
-	on := m.onwards(from.ID)
+	on := m.onwards(of.from)
 	if len(after) > 0 && less(m.origin, m.target) {
 		if l.on == nil {
-			if port, ok := p.freePort(m.target, next); ok {
+			if port, ok := p.freePort(m.target, of.next); ok {
 				l.on = &registration{port: port, next: now}
 			}
 		}
@@ -157,18 +162,17 @@ func (p *Prober) accept(now time.Time, from *remote, m message, to Leg, after []
 		p.next = minTime(p.next, now)
 		return
 	}
-	back := p.legs[legOf{m.target, m.origin}]
-	if back != nil && !back.restored && back.from == next && back.next == from.ID || now.Sub(l.invited) < inviteEvery {
+	if back := p.legs[of.back()]; back != nil && back.stamp != 0 || now.Sub(l.invited) < inviteEvery {
 		return
 	}
 	l.invited = now
-	p.invite(now, next, on)
+	p.invite(now, of.next, on)
 }
 
 // mismatch reports whether the origin should use its other address family: the other side uses it, and either has no
 // other one, or it is IPv4.
 func (p *Prober) mismatch(of legOf, both bool) bool {
-	l, back := p.legs[of], p.legs[legOf{of.target, of.origin}]
+	l, back := p.legs[of], p.legs[of.back()]
 	if l.both = both; !both {
 		return false
 	}
@@ -201,11 +205,7 @@ func (p *Prober) invited(now time.Time, from *remote, m message) {
 	switch {
 	case m.stamp <= from.stamp-int64(forgetAfter), len(before) == 0, before[len(before)-1] != from.ID:
 	case m.target != p.cfg.Self && !p.cfg.Refuses:
-		next := m.target
-		if len(after) > 0 {
-			next = after[0]
-		}
-		p.invite(now, next, m.onwards(from.ID))
+		p.invite(now, nextOf(m.target, after), m.onwards(from.ID))
 	case m.target == p.cfg.Self && len(after) == 0 && p.peers[m.origin] != nil:
 		r := p.peers[m.origin]
 		slices.Reverse(before)
@@ -227,7 +227,7 @@ func (p *Prober) tendLegs(now time.Time, out []Send) []Send {
 			continue
 		}
 		if !now.Before(l.on.next) {
-			if s, ok := p.register(now, l.on, l.next, &l.onTo.Host, l.onRoute); ok {
+			if s, ok := p.register(now, l.on, of.next, &l.onTo.Host, l.onRoute); ok {
 				out = append(out, s)
 			}
 		}
@@ -248,18 +248,19 @@ func (p *Prober) registered(now time.Time, arrived Arrival, relay *remote, m mes
 		}
 		return
 	}
-	l := p.legs[legOf{m.origin, m.target}]
-	if l == nil || l.on == nil || l.next != relay.ID || l.on.port != arrived.To.Port() || l.onTo.Host != arrived.From {
-		return
+	for of, l := range p.legs {
+		if of.origin != m.origin || of.target != m.target || of.next != relay.ID || l.on == nil || l.on.port != arrived.To.Port() || l.onTo.Host != arrived.From {
+			continue
+		}
+		was := l.on.proven
+		switch ok, refused := l.on.took(now, m); {
+		case refused:
+			delete(p.legs, of)
+			p.version++
+		case ok && (l.onTo.Own != arrived.To || !was):
+			l.onTo.Own = arrived.To
+			p.version++
+		}
+		p.next = minTime(p.next, l.on.next)
 	}
-	was := l.on.proven
-	switch ok, refused := l.on.took(now, m); {
-	case refused:
-		delete(p.legs, legOf{m.origin, m.target})
-		p.version++
-	case ok && (l.onTo.Own != arrived.To || !was):
-		l.onTo.Own = arrived.To
-		p.version++
-	}
-	p.next = minTime(p.next, l.on.next)
 }

@@ -46,7 +46,7 @@ func TestAMemberCannotTakeOverARegistration(t *testing.T) {
 	from := netip.AddrPortFrom(liar.addrs[0], 20001)
 	for range 200 {
 		m := message{kind: register, route: route{origin: a.id, target: b.id}}
-		m.cookie = relay.cookie(legOf{a.id, b.id}, liar.id, from) // it can get that, since it receives there
+		m.cookie = relay.cookie(legOf{a.id, b.id, liar.id, b.id}, from) // it can get that, since it receives there
 		w.inject(liar, relay, Arrival{From: from, To: netip.AddrPortFrom(relay.addrs[0], port)}, m)
 		w.run(100 * time.Millisecond)
 	}
@@ -74,7 +74,7 @@ func TestAMemberCannotUseUpTheShareOfOthers(t *testing.T) {
 			w.now = w.now.Add(time.Second / 50)
 			n++
 			m := message{kind: register, route: route{origin: origin.id, target: target.id}}
-			m.cookie = a.cookie(legOf{origin.id, target.id}, liar.id, from)
+			m.cookie = a.cookie(legOf{origin.id, target.id, liar.id, target.id}, from)
 			w.inject(liar, a, Arrival{From: from, To: netip.AddrPortFrom(a.addrs[0], port)}, m)
 		}
 	}
@@ -145,14 +145,18 @@ func TestTwoRowsThatBeginWithTheSameRelay(t *testing.T) {
 	}
 	w.configure(false)
 	a.busy[b.id], b.busy[a.id] = true, true
-	w.until(20*time.Second, "two relays are used", func() bool { return w.path(0, 1).Via.len() == 2 && w.path(1, 0).Via.len() == 2 && w.path(0, 1).State == Direct })
+	w.until(20*time.Second, "two relays are used", func() bool {
+		return w.path(0, 1).Via.len() == 2 && w.path(1, 0).Via.len() == 2 && w.path(0, 1).State == Direct
+	})
 	w.run(30 * time.Second)
 	// The link r-b works again, and b has lost s for a moment: b now prefers r alone.
 	delete(cuts, [2]*host{r, b})
 	w.run(20 * time.Second)
 	row = []peer.ID{r.id}
 	cuts[[2]*host{s, b}] = true
-	took := w.until(10*time.Second, "one relay is used", func() bool { return w.path(0, 1).Via.len() == 1 && w.path(1, 0).Via.len() == 1 && w.path(0, 1).State == Direct && w.path(1, 0).State == Direct })
+	took := w.until(10*time.Second, "one relay is used", func() bool {
+		return w.path(0, 1).Via.len() == 1 && w.path(1, 0).Via.len() == 1 && w.path(0, 1).State == Direct && w.path(1, 0).State == Direct
+	})
 	t.Logf("after %v", took)
 	w.run(3 * time.Second)
 	bad, n, versions := 0, 0, r.Version()

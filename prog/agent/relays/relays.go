@@ -6,6 +6,7 @@ package relays
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,6 +72,11 @@ func (r *Relays) look() (out []forwarded) {
 		}
 		next[p] = drops{is, was.at}
 		for i, one := range n {
+			same := func(f forwarded) bool { return f.from == p.Peers[i] && f.to == p.Peers[1-i] }
+			if k := slices.IndexFunc(out, same); k >= 0 { // by another row of relays
+				out[k].Passed, out[k].Dropped = out[k].Passed+one.Passed, out[k].Dropped+one.Dropped
+				continue
+			}
 			out = append(out, forwarded{p.Peers[i], p.Peers[1-i], one})
 		}
 	}
