@@ -222,6 +222,24 @@ func (r *remote) drop(now time.Time, a *address) {
 	r.prober.version++
 }
 
+// leave forgets what goes over peers that have left, or that were banned: they may go on forwarding.
+func (p *Prober) leave(now time.Time, gone func(peer.ID) bool) {
+	for of := range p.legs {
+		if gone(of.origin) || gone(of.target) || gone(of.from) || gone(of.next) {
+			delete(p.legs, of)
+			p.version++
+		}
+	}
+	for _, r := range p.peers {
+		for _, a := range r.detours() {
+			if slices.ContainsFunc(a.detour.relays.List(), gone) {
+				r.drop(now, a)
+				p.wake(r)
+			}
+		}
+	}
+}
+
 // registered takes a relay's answer to a registration for a way.
 func (r *remote) registered(now time.Time, arrived Arrival, relay *remote, m message) {
 	i := slices.IndexFunc(r.addrs, func(a *address) bool {
@@ -256,7 +274,7 @@ func (r *remote) source(now time.Time, arrived Arrival) *address {
 			return a
 		}
 	}
-	if port := arrived.To.Port(); port >= firstPort && port < firstPort+portCount {
+	if port := arrived.To.Port(); port >= firstPort && port < firstPort+portCount && port != r.prober.cfg.Port {
 		return nil
 	}
 	return r.learn(now, arrived.From)

@@ -163,6 +163,7 @@ type Config struct {
 	Relays func(to peer.ID, avoid func(peer.ID) bool) []peer.ID
 	// Refuses means that this host is no relay.
 	Refuses bool
+	Port    uint16 // the tunnel's, of this host
 }
 
 // Prober measures the paths to all peers.
@@ -216,7 +217,9 @@ func (p *Prober) Configure(now time.Time, remotes []Remote, moved bool) {
 	if len(next) != len(p.peers) {
 		p.version++
 	}
+	last := p.peers
 	p.peers = next
+	p.leave(now, func(id peer.ID) bool { return last[id] != nil && next[id] == nil })
 }
 
 // prober reports whether the first of two peers probes a calm tunnel. Half of all peers do, whatever

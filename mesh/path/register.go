@@ -157,7 +157,10 @@ const firstPort, portCount = 20000, 8192
 // freePort returns a port that stands for no peer yet. It follows from the peer and the relay, so that it is the same
 // after a restart.
 func (p *Prober) freePort(of, relay peer.ID) (uint16, bool) {
-	taken := map[uint16]bool{}
+	taken := map[uint16]bool{p.cfg.Port: true}
+	for _, w := range p.restored {
+		taken[w.Own.Port()] = true
+	}
 	for _, r := range p.peers {
 		for _, a := range r.detours() {
 			taken[a.detour.port] = true

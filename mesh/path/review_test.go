@@ -113,6 +113,7 @@ func TestARemovedRelayIsLeft(t *testing.T) {
 func TestTheTunnelsPortMayBeOneOfThoseThatStandForPeers(t *testing.T) {
 	w := newWorld(t, 2, 1)
 	a, b := w.hosts[0], w.hosts[1]
+	a.cfg.Port = 25000
 	w.configure(false)
 	m := message{kind: question, id: 1, stamp: w.now.UnixNano()}
 	payload, _ := w.key(b, a).seal(m, reader{w.random})

@@ -214,7 +214,7 @@ func (r *run) wireMeasure(p *parts) (err error) {
 		return err
 	}
 	p.measure, err = measure.New(measure.Config{
-		Self: t.Self, PrivateKey: t.Keys.WireGuard, View: &p.view.Value, Host: &p.underlay.Value, Tunnels: func() []topology.Tunnel { return p.datapath.Tunnels() },
+		Self: t.Self, PrivateKey: t.Keys.WireGuard, Port: uint16(o.Port), View: &p.view.Value, Host: &p.underlay.Value, Tunnels: func() []topology.Tunnel { return p.datapath.Tunnels() },
 		Open: func() (measure.Conn, error) { return probe.Open(probe.Config{Port: uint16(o.Port)}) }, Observe: wg.Observe, Bytes: link.TunnelBytes, Log: log,
 		Relays: func(to peer.ID, avoid func(peer.ID) bool) []peer.ID { return p.links.Relays(to, avoid) }, Refuses: o.NoRelay,
 		Restored: relayed, Save: func(now measure.Relayed) error { return r.store.SaveRelays(now) },

@@ -53,6 +53,7 @@ type Conn interface {
 type Config struct {
 	Self       peer.ID
 	PrivateKey [32]byte // WireGuard's
+	Port       uint16   // WireGuard's
 	View       live.Reader[*view.View]
 	Host       live.Reader[underlay.Host]
 	// Tunnels returns the tunnels of the last plan.
@@ -112,7 +113,7 @@ func New(cfg Config) (*Measure, error) {
 		return nil, fmt.Errorf("measure: reading this host's WireGuard key: %w", err)
 	}
 	m := &Measure{cfg: cfg, private: private, changed: make(chan struct{}, 1), keys: map[[32]byte]path.Key{}, rates: map[peer.ID]rate{}}
-	m.prober = path.New(path.Config{Self: cfg.Self, Random: rand.Reader, Relays: cfg.Relays, Refuses: cfg.Refuses})
+	m.prober = path.New(path.Config{Self: cfg.Self, Random: rand.Reader, Relays: cfg.Relays, Refuses: cfg.Refuses, Port: cfg.Port})
 	m.prober.Restore(time.Now(), cfg.Restored.Ways, cfg.Restored.Pairs)
 	m.Relayed.Set(Relayed{m.prober.Ways(), m.prober.Pairs()})
 	m.kept = m.Relayed.Version()
