@@ -108,7 +108,7 @@ func (g *registration) hurry(now time.Time) {
 
 // register returns a registration to send. at is the address of the last one.
 func (p *Prober) register(now time.Time, g *registration, relay peer.ID, at *netip.AddrPort, r route) (Send, bool) {
-	g.next = now.Add(min(gapMin<<max(g.tries-quickTries, 0), downGap)) // the rules that let the answer in may take a moment
+	g.next = now.Add(min(gapMin<<min(max(g.tries-quickTries, 0), maxTries), downGap)) // the rules that let the answer in may take a moment
 	if g.tries > quickTries/2 && g.other {
 		g.other, g.alone = false, true
 	}
