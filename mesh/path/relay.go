@@ -40,6 +40,7 @@ type leg struct {
 	seen    time.Time
 	stamp   int64
 	invited time.Time     // when the other side was last asked to register as well
+	anew    bool          // the origin has just begun to register: the other side may have given up
 	on      *registration // of this relay with the next one; nil: the other side registers
 	onTo    Leg           // the way to that one
 	onRoute route
@@ -115,6 +116,8 @@ func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Se
 		if p.mismatch(of, m.flags&flagBoth != 0) {
 			out.flags = flagBoth
 		}
+	case known != nil:
+		known.anew = true
 	}
 	s := Send{To: arrived.From, From: arrived.To.Addr(), Payload: p.seal(r, out), peer: r.ID}
 	return s, s.Payload != nil
@@ -142,7 +145,7 @@ func (p *Prober) hasRoom(sender peer.ID) bool {
 func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer.ID) {
 	l := p.legs[of]
 	if l == nil {
-		l = &leg{}
+		l = &leg{anew: true}
 		p.legs[of] = l
 		p.version++
 	}
@@ -160,12 +163,14 @@ func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer
 		}
 		l.onRoute = on
 		p.next = minTime(p.next, now)
+		if !l.anew {
+			return
+		}
+	}
+	if back := p.legs[of.back()]; back != nil && back.stamp != 0 && !l.anew || now.Sub(l.invited) < inviteEvery {
 		return
 	}
-	if back := p.legs[of.back()]; back != nil && back.stamp != 0 || now.Sub(l.invited) < inviteEvery {
-		return
-	}
-	l.invited = now
+	l.invited, l.anew = now, false
 	p.invite(now, of.next, on)
 }
 
