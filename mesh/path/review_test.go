@@ -173,3 +173,40 @@ func TestTwoRowsThatBeginWithTheSameRelay(t *testing.T) {
 		t.Errorf("%d of %d steps without a path, want none", bad, n)
 	}
 }
+
+// The relay that a tunnel uses is gone, and there is no other: the agent can sleep all the same.
+func TestARelayThatIsGoneKeepsNobodyBusy(t *testing.T) {
+	cut := true
+	w := relayWorld(t, 3, &cut)
+	if w.uses(0, 1) != 2 {
+		t.Fatal("want the relay")
+	}
+	w.hosts[2].down, w.hosts[2].mute = true, true
+	w.run(5 * time.Minute)
+	overdue := 0
+	w.each = func() {
+		if !w.hosts[0].Next().After(w.now) {
+			overdue++
+		}
+	}
+	w.run(time.Minute)
+	if overdue > 100 {
+		t.Errorf("at %d steps of a minute questions were still due; want that the agent can sleep", overdue)
+	}
+}
+
+// Both ends gave a relay up, and one of them tries it again: the relay asks the other one to do so as well, though it still
+// knows an old registration of that one.
+func TestAHostThatGaveUpIsInvitedAgain(t *testing.T) {
+	cut := true
+	w := relayWorld(t, 3, &cut)
+	if w.uses(0, 1) != 2 {
+		t.Fatal("want the relay")
+	}
+	a, b := w.hosts[0].peers[w.hosts[1].id], w.hosts[1].peers[w.hosts[0].id]
+	for _, r := range []*remote{a, b} {
+		r.drop(w.now, r.detours()[0])
+	}
+	a.avoided = nil
+	w.until(10*time.Second, "both use the relay again", func() bool { return w.uses(0, 1) == 2 })
+}
