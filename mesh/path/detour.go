@@ -72,7 +72,11 @@ func (p *Prober) Restore(now time.Time, ways []Way, pairs []Pair) {
 	for _, pair := range pairs[:min(len(pairs), maxLegs/2)] {
 		for i, l := range pair.Legs {
 			if l.Host.IsValid() && l.Own.IsValid() {
-				p.legs[legOf{pair.Peers[i], pair.Peers[1-i], pair.Next[i], pair.Next[1-i]}] = &leg{Leg: l, seen: now}
+				of := legOf{pair.Peers[0], pair.Peers[1], pair.Row}
+				if i == 1 {
+					of = of.back()
+				}
+				p.legs[of] = &leg{Leg: l, seen: now}
 			}
 		}
 	}
@@ -117,7 +121,7 @@ func (r *remote) seek(now time.Time) {
 	}
 	for len(r.detours()) < maxDetours {
 		over, ok := r.untried(now)
-		if !ok || !r.over(now, over) {
+		if !ok || !r.over(now, over, false) {
 			return
 		}
 	}
@@ -154,7 +158,7 @@ func (r *remote) detours() (out []*address) {
 }
 
 // over makes a way over relays an address of the peer, or keeps the one that exists.
-func (r *remote) over(now time.Time, over Relays) bool {
+func (r *remote) over(now time.Time, over Relays, invited bool) bool {
 	p := r.prober
 	for _, a := range r.detours() {
 		if a.detour.relays == over {
@@ -169,7 +173,9 @@ func (r *remote) over(now time.Time, over Relays) bool {
 	if !ok {
 		return false
 	}
-	r.addrs = append(r.addrs, newDetour(now, over, p.peers[over.first()].current.to, port))
+	a := newDetour(now, over, p.peers[over.first()].current.to, port)
+	a.detour.invited = invited
+	r.addrs = append(r.addrs, a)
 	p.version++
 	return true
 }
@@ -225,7 +231,7 @@ func (r *remote) drop(now time.Time, a *address) {
 // leave forgets what goes over peers that have left, or that were banned: they may go on forwarding.
 func (p *Prober) leave(now time.Time, gone func(peer.ID) bool) {
 	for of := range p.legs {
-		if gone(of.origin) || gone(of.target) || gone(of.from) || gone(of.next) {
+		if gone(of.origin) || gone(of.target) || slices.ContainsFunc(of.row.List(), gone) {
 			delete(p.legs, of)
 			p.version++
 		}

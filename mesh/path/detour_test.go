@@ -228,7 +228,7 @@ func TestALyingMemberUsesFewRelays(t *testing.T) {
 		other := w.hosts[2+n%398]
 		at := Arrival{From: netip.AddrPortFrom(liar.addrs[0], uint16(20000+n%7000)), To: netip.AddrPortFrom(a.addrs[0], port), Size: 122}
 		m := message{kind: register, id: uint64(n), stamp: w.now.UnixNano(), route: route{origin: liar.id, target: other.id}}
-		m.cookie = a.cookie(legOf{liar.id, other.id, liar.id, other.id}, at.From)
+		m.cookie = a.cookie(legOf{liar.id, other.id, Relays{a.id}}, at.From)
 		if n%2 == 0 {
 			m.kind, m.route, at.From = invite, route{origin: other.id, target: a.id}, netip.AddrPortFrom(liar.addrs[0], port)
 		}

@@ -62,6 +62,7 @@ const (
 	flagChosen  uint8 = 1 << iota // a question: the sender's tunnel uses this pair of addresses
 	flagDeaf                      // a question: the sender's last questions were not answered
 	flagRefused                   // the sender does not relay
+	flagInvited                   // a registration: the sender was asked for it
 	flagBoth                      // a registration: the sender has both address families; its answer: it should use the other one
 
 	aheadShift = 6 // a message to or from a relay: its upper bits are route.ahead

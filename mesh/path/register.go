@@ -80,13 +80,14 @@ func (r route) onwards(sender peer.ID) route {
 
 // registration is the state of a registration with a relay, from a port of this host.
 type registration struct {
-	port   uint16
-	last   time.Time // when it was last sent
-	next   time.Time // when it is sent next
-	asked  uint64    // the number of the last one; 0: it was answered
-	tries  int       // without an answer
-	cookie uint32    // proves to the relay that this host receives at its address
-	proven bool      // the relay has accepted the cookie
+	port    uint16
+	last    time.Time // when it was last sent
+	next    time.Time // when it is sent next
+	asked   uint64    // the number of the last one; 0: it was answered
+	tries   int       // without an answer
+	cookie  uint32    // proves to the relay that this host receives at its address
+	invited bool      // another host asked for it
+	proven  bool      // the relay has accepted the cookie
 	// A relay cannot turn IPv4 into IPv6: both hosts must use the same family. other means that this host uses the one
 	// that it would not have chosen, and alone that the relay answers by one only.
 	other, alone bool
@@ -124,6 +125,9 @@ func (p *Prober) register(now time.Time, g *registration, relay peer.ID, at *net
 	m := message{kind: register, id: p.newID(), stamp: p.stamp(now), route: r, cookie: g.cookie}
 	if both && !g.alone {
 		m.flags |= flagBoth
+	}
+	if g.invited {
+		m.flags |= flagInvited
 	}
 	g.asked, g.tries, g.last = m.id, g.tries+1, now
 	payload := p.seal(with, m)
@@ -203,6 +207,6 @@ func (p *Prober) reaches(id peer.ID, other bool) (to netip.AddrPort, both, ok bo
 func (p *Prober) cookie(of legOf, at netip.AddrPort) uint32 {
 	mac := hmac.New(sha256.New, p.secret[:])
 	text, _ := at.MarshalBinary()
-	mac.Write(slices.Concat(of.origin[:], of.target[:], of.from[:], of.next[:], text))
+	mac.Write(slices.Concat(of.origin[:], of.target[:], of.row[0][:], of.row[1][:], of.row[2][:], text))
 	return max(binary.BigEndian.Uint32(mac.Sum(nil)), 1)
 }

@@ -22,17 +22,38 @@ import (
 // Leg is the way between this host, as a relay, and the next host towards one end.
 type Leg struct{ Host, Own netip.AddrPort }
 
-// Pair is two hosts between which this host is a relay. Next are its neighbours in the row on their sides.
+// Pair is two hosts between which this host is a relay, alone or in a row.
 type Pair struct {
-	Peers, Next [2]peer.ID
-	Legs        [2]Leg
+	Peers [2]peer.ID
+	Row   Relays // from the first one
+	Legs  [2]Leg
 }
 
-// legOf is a row of relays as one of them sees it: the ends, and its neighbours on their sides. Who sends a registration
-// is one of them. So nobody can take the place of another host.
-type legOf struct{ origin, target, from, next peer.ID }
+// legOf is a row of relays, from the origin to the target. A host registers only for rows in which it is next to this
+// one. So nobody can take the place of another host, and two rows between the same ends stay apart.
+type legOf struct {
+	origin, target peer.ID
+	row            Relays
+}
 
-func (of legOf) back() legOf { return legOf{of.target, of.origin, of.next, of.from} }
+func (of legOf) back() legOf {
+	out := legOf{origin: of.target, target: of.origin, row: of.row}
+	slices.Reverse(out.row[:out.row.len()])
+	return out
+}
+
+// beside returns the hosts beside a relay of a row, on the sides of the origin and of the target.
+func (of legOf) beside(self peer.ID) (from, next peer.ID) {
+	from, next = of.origin, of.target
+	i := slices.Index(of.row[:], self)
+	if i > 0 {
+		from = of.row[i-1]
+	}
+	if i+1 < of.row.len() {
+		next = of.row[i+1]
+	}
+	return from, next
+}
 
 // leg is a proven registration: what comes from Host is from the origin, for the target.
 type leg struct {
@@ -68,7 +89,7 @@ func (r *remote) mayChange(now time.Time) bool {
 // Pairs returns the hosts between which this host forwards.
 func (p *Prober) Pairs() (out []Pair) {
 	for of, l := range p.legs {
-		pair := Pair{Peers: [2]peer.ID{of.origin, of.target}, Next: [2]peer.ID{of.from, of.next}, Legs: [2]Leg{l.Leg}}
+		pair := Pair{Peers: [2]peer.ID{of.origin, of.target}, Row: of.row, Legs: [2]Leg{l.Leg}}
 		back := p.legs[of.back()]
 		switch {
 		case l.on != nil && l.on.proven:
@@ -83,9 +104,14 @@ func (p *Prober) Pairs() (out []Pair) {
 		}
 	}
 	slices.SortFunc(out, func(a, b Pair) int {
-		return slices.Compare(slices.Concat(a.Peers[0][:], a.Peers[1][:], a.Next[0][:], a.Next[1][:]), slices.Concat(b.Peers[0][:], b.Peers[1][:], b.Next[0][:], b.Next[1][:]))
+		return slices.Compare(a.order(), b.order())
 	})
 	return out
+}
+
+// order is what pairs are sorted by.
+func (p Pair) order() []byte {
+	return slices.Concat(p.Peers[0][:], p.Peers[1][:], p.Row[0][:], p.Row[1][:], p.Row[2][:])
 }
 
 func less(a, b peer.ID) bool { return slices.Compare(a[:], b[:]) < 0 }
@@ -93,13 +119,14 @@ func less(a, b peer.ID) bool { return slices.Compare(a[:], b[:]) < 0 }
 // serve takes a registration, and returns the answer to it.
 func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Send, bool) {
 	before, after := m.around(r.ID)
-	of := legOf{m.origin, m.target, r.ID, nextOf(m.target, after)}
+	row, ok := relaysOf(slices.Concat(before, []peer.ID{p.cfg.Self}, after))
+	of := legOf{m.origin, m.target, row}
 	known := p.legs[of]
 	to := Leg{arrived.From, arrived.To}
 	switch {
-	case p.peers[m.target] == nil, m.origin == m.target, m.origin == p.cfg.Self, m.target == r.ID:
+	case !ok, p.peers[m.target] == nil, m.origin == m.target, m.origin == p.cfg.Self, m.target == r.ID:
 		return Send{}, false
-	case m.origin != r.ID && (len(before) == 0 || before[len(before)-1] != r.ID || !less(m.origin, m.target)):
+	case m.origin == r.ID && len(before) > 0, m.origin != r.ID && (len(before) == 0 || before[len(before)-1] != r.ID || !less(m.origin, m.target)):
 		return Send{}, false // only a relay before this one registers for another host
 	case m.stamp <= r.stamp-int64(forgetAfter) || known != nil && m.stamp <= known.stamp:
 		return Send{}, false
@@ -116,25 +143,17 @@ func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Se
 		if p.mismatch(of, m.flags&flagBoth != 0) {
 			out.flags = flagBoth
 		}
-	case known != nil:
+	case known != nil && m.flags&flagInvited == 0:
 		known.anew = true
 	}
 	s := Send{To: arrived.From, From: arrived.To.Addr(), Payload: p.seal(r, out), peer: r.ID}
 	return s, s.Payload != nil
 }
 
-// nextOf returns the next host on the side of a target.
-func nextOf(target peer.ID, after []peer.ID) peer.ID {
-	if len(after) > 0 {
-		return after[0]
-	}
-	return target
-}
-
 func (p *Prober) hasRoom(sender peer.ID) bool {
 	n := 0
 	for of := range p.legs {
-		if of.from == sender {
+		if from, _ := of.beside(p.cfg.Self); from == sender {
 			n++
 		}
 	}
@@ -145,7 +164,7 @@ func (p *Prober) hasRoom(sender peer.ID) bool {
 func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer.ID) {
 	l := p.legs[of]
 	if l == nil {
-		l = &leg{anew: true}
+		l = &leg{anew: m.flags&flagInvited == 0}
 		p.legs[of] = l
 		p.version++
 	}
@@ -154,11 +173,12 @@ func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer
 		p.version++
 	}
 	l.seen, l.stamp = now, m.stamp
-	on := m.onwards(of.from)
+	from, next := of.beside(p.cfg.Self)
+	on := m.onwards(from)
 	if len(after) > 0 && less(m.origin, m.target) {
 		if l.on == nil {
-			if port, ok := p.freePort(m.target, of.next); ok {
-				l.on = &registration{port: port, next: now}
+			if port, ok := p.freePort(m.target, next); ok {
+				l.on = &registration{port: port, next: now, invited: true}
 			}
 		}
 		l.onRoute = on
@@ -171,7 +191,7 @@ func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer
 		return
 	}
 	l.invited, l.anew = now, false
-	p.invite(now, of.next, on)
+	p.invite(now, next, on)
 }
 
 // mismatch reports whether the origin should use its other address family: the other side uses it, and either has no
@@ -210,11 +230,15 @@ func (p *Prober) invited(now time.Time, from *remote, m message) {
 	switch {
 	case m.stamp <= from.stamp-int64(forgetAfter), len(before) == 0, before[len(before)-1] != from.ID:
 	case m.target != p.cfg.Self && !p.cfg.Refuses:
-		p.invite(now, nextOf(m.target, after), m.onwards(from.ID))
+		next := m.target
+		if len(after) > 0 {
+			next = after[0]
+		}
+		p.invite(now, next, m.onwards(from.ID))
 	case m.target == p.cfg.Self && len(after) == 0 && p.peers[m.origin] != nil:
 		r := p.peers[m.origin]
 		slices.Reverse(before)
-		if over, ok := relaysOf(before); ok && len(r.detours()) <= maxDetours && from.mayChange(now) && r.over(now, over) {
+		if over, ok := relaysOf(before); ok && len(r.detours()) <= maxDetours && from.mayChange(now) && r.over(now, over, true) {
 			p.wake(r)
 		}
 	}
@@ -232,7 +256,8 @@ func (p *Prober) tendLegs(now time.Time, out []Send) []Send {
 			continue
 		}
 		if !now.Before(l.on.next) {
-			if s, ok := p.register(now, l.on, of.next, &l.onTo.Host, l.onRoute); ok {
+			_, next := of.beside(p.cfg.Self)
+			if s, ok := p.register(now, l.on, next, &l.onTo.Host, l.onRoute); ok {
 				out = append(out, s)
 			}
 		}
@@ -254,7 +279,10 @@ func (p *Prober) registered(now time.Time, arrived Arrival, relay *remote, m mes
 		return
 	}
 	for of, l := range p.legs {
-		if of.origin != m.origin || of.target != m.target || of.next != relay.ID || l.on == nil || l.on.port != arrived.To.Port() || l.onTo.Host != arrived.From {
+		if of.origin != m.origin || of.target != m.target || l.on == nil || l.on.port != arrived.To.Port() || l.onTo.Host != arrived.From {
+			continue
+		}
+		if _, next := of.beside(p.cfg.Self); next != relay.ID {
 			continue
 		}
 		was := l.on.proven

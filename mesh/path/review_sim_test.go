@@ -141,7 +141,7 @@ func (c *chaos) dump(i, k int) {
 	}
 	for n, h := range c.hosts {
 		for of, l := range h.legs {
-			ids := c.names([]peer.ID{of.origin, of.target, of.from, of.next})
+			ids := c.names(append([]peer.ID{of.origin, of.target}, of.row.List()...))
 			c.t.Logf("   host %d leg %v seen %v on %v to %v", n, ids, c.now.Sub(l.seen), l.on != nil && l.on.proven, l.Leg)
 		}
 	}

@@ -46,7 +46,7 @@ func TestAMemberCannotTakeOverARegistration(t *testing.T) {
 	from := netip.AddrPortFrom(liar.addrs[0], 20001)
 	for range 200 {
 		m := message{kind: register, route: route{origin: a.id, target: b.id}}
-		m.cookie = relay.cookie(legOf{a.id, b.id, liar.id, b.id}, from) // it can get that, since it receives there
+		m.cookie = relay.cookie(legOf{a.id, b.id, Relays{liar.id, relay.id}}, from) // it can get that, since it receives there
 		w.inject(liar, relay, Arrival{From: from, To: netip.AddrPortFrom(relay.addrs[0], port)}, m)
 		w.run(100 * time.Millisecond)
 	}
@@ -74,7 +74,7 @@ func TestAMemberCannotUseUpTheShareOfOthers(t *testing.T) {
 			w.now = w.now.Add(time.Second / 50)
 			n++
 			m := message{kind: register, route: route{origin: origin.id, target: target.id}}
-			m.cookie = a.cookie(legOf{origin.id, target.id, liar.id, target.id}, from)
+			m.cookie = a.cookie(legOf{origin.id, target.id, Relays{liar.id, a.id}}, from)
 			w.inject(liar, a, Arrival{From: from, To: netip.AddrPortFrom(a.addrs[0], port)}, m)
 		}
 	}
