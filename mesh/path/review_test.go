@@ -210,3 +210,57 @@ func TestAHostThatGaveUpIsInvitedAgain(t *testing.T) {
 	a.avoided = nil
 	w.until(10*time.Second, "both use the relay again", func() bool { return w.uses(0, 1) == 2 })
 }
+
+// A relay that lies in each of its answers does not make a host change its rules all the time.
+func TestALyingRelayChangesRulesSeldom(t *testing.T) {
+	cut := true
+	w := relayWorld(t, 4, &cut)
+	a, b, liar := w.hosts[0], w.hosts[1], w.hosts[2]
+	for i, h := range w.hosts { // each has a second address, of the other family
+		second := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i)})
+		h.addrs = append(h.addrs, second)
+		w.byAddr[second] = h
+	}
+	a.Configure(w.now, w.remotes(a), false)
+	before, sent := a.Version(), 0
+	for range 2000 { // 20 s
+		w.now = w.now.Add(10 * time.Millisecond)
+		for _, s := range a.Due(w.now) {
+			m, ok := w.key(liar, a).open(s.Payload)
+			if !ok || m.kind != register || sent/50 > int(w.now.Sub(time.Unix(1_800_000_020, 0))/time.Second) {
+				continue
+			}
+			sent++
+			answer := message{kind: registered, id: m.id, stamp: w.now.UnixNano(), flags: flagBoth, route: route{origin: a.id, target: b.id}, cookie: w.random.Uint32()}
+			payload, _ := w.key(liar, a).seal(answer, reader{w.random})
+			own := a.addrs[0]
+			if s.To.Addr().Is6() {
+				own = a.addrs[1]
+			}
+			a.Receive(w.now, Arrival{From: s.To, To: netip.AddrPortFrom(own, s.Port), Payload: payload, Size: 122})
+		}
+	}
+	t.Logf("%d answers made %d versions", sent, a.Version()-before)
+	if n := a.Version() - before; n > 20*maxChanges {
+		t.Errorf("%d versions in 20 s, want at most %d", n, 20*maxChanges)
+	}
+}
+
+// Invitations of one member leave room for this host's own ways, and for those of other relays.
+func TestInvitationsOfOneMemberLeaveRoom(t *testing.T) {
+	w := newWorld(t, 600, 1)
+	a, liar := w.hosts[0], w.hosts[1]
+	a.Configure(w.now, w.remotes(a), false)
+	for _, r := range a.peers { // all are reached directly but one
+		r.current, r.capable, r.path.State, r.alarm = r.addrs[0], true, Direct, time.Time{}
+	}
+	for n := range 598 {
+		w.now = w.now.Add(time.Second / maxChanges)
+		m := message{kind: invite, route: route{origin: w.hosts[2+n].id, target: a.id}}
+		w.inject(liar, a, Arrival{From: netip.AddrPortFrom(liar.addrs[0], port), To: netip.AddrPortFrom(a.addrs[0], port)}, m)
+	}
+	r := a.peers[w.hosts[599].id]
+	if !r.over(w.now, Relays{w.hosts[300].id}, false) {
+		t.Errorf("the invitations made %d ways, and there is no room for another one", len(a.Ways()))
+	}
+}
