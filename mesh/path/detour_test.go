@@ -246,3 +246,106 @@ func TestALyingMemberUsesFewRelays(t *testing.T) {
 		t.Errorf("the lies made %d registrations, %d ways and %d pairs, want at most %d and %d, and no pair", len(a.legs), len(a.Ways()), len(a.Pairs()), maxLegsPerHost, maxWays)
 	}
 }
+
+// between returns the fewest hosts in a row between two of n, without the direct link; the same from both ends. It stands
+// for topology.Relays.
+func between(n, a, b int, cut func(x, y int) bool, avoid func(int) bool) []int {
+	if a > b {
+		out := between(n, b, a, cut, avoid)
+		slices.Reverse(out)
+		return out
+	}
+	type row struct{ hosts []int }
+	rows := []row{{[]int{a}}}
+	for range maxRelays {
+		var next []row
+		for _, r := range rows {
+			last := r.hosts[len(r.hosts)-1]
+			for i := range n {
+				if i == a || i == b || slices.Contains(r.hosts, i) || cut(last, i) || avoid(i) {
+					continue
+				}
+				longer := append(slices.Clone(r.hosts), i)
+				if !cut(i, b) {
+					return longer[1:]
+				}
+				next = append(next, row{longer})
+			}
+		}
+		rows = next
+	}
+	return nil
+}
+
+// Whichever links of four hosts are cut, each pair that has a path has one within 5 s, both ends agree on it, it has no
+// loop, and it stays. Other pairs have none.
+func TestAllCutPatternsOfFourHosts(t *testing.T) {
+	const n = 4
+	for pattern := range 1 << (n * (n - 1) / 2) {
+		w := newWorld(t, n, 1)
+		var cut [n][n]bool
+		bit := 0
+		for a := range n {
+			for b := a + 1; b < n; b++ {
+				cut[a][b] = pattern>>bit&1 != 0
+				cut[b][a] = cut[a][b]
+				bit++
+			}
+		}
+		broken := false
+		w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+			return !broken || !cut[slices.Index(w.hosts, w.byAddr[from])][slices.Index(w.hosts, w.byAddr[to])], time.Millisecond
+		}
+		index := map[peer.ID]int{}
+		var all []peer.ID
+		for a, h := range w.hosts {
+			index[h.id], all = a, append(all, h.id)
+		}
+		for a, h := range w.hosts {
+			h.cfg.Relays = func(to peer.ID, avoid func(peer.ID) bool) (out []peer.ID) {
+				for _, i := range between(n, a, index[to], func(x, y int) bool { return cut[x][y] }, func(x int) bool { return avoid != nil && avoid(all[x]) }) {
+					out = append(out, all[i])
+				}
+				return out
+			}
+			for _, o := range w.hosts {
+				h.busy[o.id] = o != h
+			}
+		}
+		w.configure(false)
+		w.run(20 * time.Second)
+		broken = true
+		w.run(5 * time.Second)
+		check := func(when string) (moves int) {
+			for a := range n {
+				for b := range n {
+					if a == b {
+						continue
+					}
+					p, back := w.path(a, b), w.path(b, a)
+					over := w.hosts[a].cfg.Relays(all[b], nil)
+					switch connected := !cut[a][b] || len(over) > 0; {
+					case connected != (p.State == Direct):
+						t.Errorf("pattern %06b, %s: the path of %d to %d is %+v; want that it works: %v", pattern, when, a, b, p, connected)
+					case !cut[a][b] && !p.Via.IsZero():
+						t.Errorf("pattern %06b, %s: the path of %d to %d has the relays %v, want none", pattern, when, a, b, p.Via)
+					}
+					there, here := p.Via.List(), back.Via.List()
+					slices.Reverse(here)
+					loop := slices.Clone(there)
+					slices.SortFunc(loop, func(x, y peer.ID) int { return slices.Compare(x[:], y[:]) })
+					if !slices.Equal(there, here) || len(slices.Compact(loop)) != len(there) || slices.Contains(there, all[a]) || slices.Contains(there, all[b]) {
+						t.Errorf("pattern %06b, %s: between %d and %d are the relays %v and %v, want the same, each once", pattern, when, a, b, there, here)
+					}
+					moves += p.Moves
+				}
+			}
+			return moves
+		}
+		before := check("after 5 s")
+		w.run(2 * time.Minute)
+		if after := check("after 2 minutes"); after > before {
+			t.Errorf("pattern %06b: the tunnels moved %d times once all had a path, want none", pattern, after-before)
+		}
+	}
+}

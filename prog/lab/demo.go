@@ -40,7 +40,7 @@ func Demo(ctx context.Context, w io.Writer, name string, keep bool) (err error) 
 	if err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{d.status, d.reach, d.names, d.policy, d.kill} {
+	for _, step := range []func(context.Context) error{d.status, d.reach, d.names, d.policy, d.relay, d.kill} {
 		if err := step(ctx); err != nil {
 			return err
 		}
