@@ -35,9 +35,10 @@ const (
 	// maxSoughtGap is the longest time between two searches for relays to a peer that gossip does not reach.
 	maxSoughtGap = 15 * time.Minute
 	detourFor    = 45 * time.Second // a way is kept so long after its last use
-	maxDetours   = 2                // per peer, at once
+	maxDetours   = 2                // per peer, at once; and as many that a relay asks for
 	avoidFor     = time.Minute      // a relay that did not help
-	maxWays      = 512              // of a host, since peers can ask it for some
+	maxWays      = 512              // of a host
+	maxAskedFor  = maxWays / 2      // if peers ask for them
 )
 
 // Ways returns all ways over relays.
@@ -119,7 +120,7 @@ func (r *remote) seek(now time.Time) {
 	for _, a := range r.detours() { // a relay may have started anew
 		a.detour.hurry(now)
 	}
-	for len(r.detours()) < maxDetours {
+	for r.count(func(d *detour) bool { return !d.invited }) < maxDetours {
 		over, ok := r.untried(now)
 		if !ok || !r.over(now, over, false) {
 			return
@@ -147,6 +148,22 @@ func (p *Prober) relays(id peer.ID) bool {
 	return r != nil && r.path.State == Direct && r.capable && r.current != nil && r.current.detour == nil
 }
 
+func (r *remote) count(which func(*detour) bool) (n int) {
+	for _, a := range r.detours() {
+		if which(a.detour) {
+			n++
+		}
+	}
+	return n
+}
+
+// mayBeInvited reports whether a relay may ask for another way to the peer. No relay can keep others from it, nor this
+// host's own choice.
+func (r *remote) mayBeInvited(relay peer.ID) bool {
+	ofRelay := r.count(func(d *detour) bool { return d.invited && d.relays.first() == relay })
+	return ofRelay < maxDetours && r.count(func(d *detour) bool { return d.invited }) < 2*maxDetours
+}
+
 // detours returns the addresses behind relays.
 func (r *remote) detours() (out []*address) {
 	for _, a := range r.addrs {
@@ -169,7 +186,11 @@ func (r *remote) over(now time.Time, over Relays, invited bool) bool {
 	if !p.relays(over.first()) {
 		return false
 	}
-	port, ok := p.freePort(r.ID, over.first())
+	most := maxWays
+	if invited {
+		most = maxAskedFor
+	}
+	port, ok := p.freePort(r.ID, over.first(), most)
 	if !ok {
 		return false
 	}

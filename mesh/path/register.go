@@ -159,8 +159,8 @@ func (g *registration) took(now time.Time, m message) (ok, refused bool) {
 const firstPort, portCount = 20000, 8192
 
 // freePort returns a port that stands for no peer yet. It follows from the peer and the relay, so that it is the same
-// after a restart.
-func (p *Prober) freePort(of, relay peer.ID) (uint16, bool) {
+// after a restart. At most that many ports are used: what others ask for must leave room.
+func (p *Prober) freePort(of, relay peer.ID, most int) (uint16, bool) {
 	taken := map[uint16]bool{p.cfg.Port: true}
 	for _, w := range p.restored {
 		taken[w.Own.Port()] = true
@@ -175,7 +175,7 @@ func (p *Prober) freePort(of, relay peer.ID) (uint16, bool) {
 			taken[l.on.port] = true
 		}
 	}
-	if len(taken) >= maxWays {
+	if len(taken) >= most {
 		return 0, false
 	}
 	sum := sha256.Sum256(slices.Concat(of[:], relay[:]))

@@ -177,7 +177,7 @@ func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer
 	on := m.onwards(from)
 	if len(after) > 0 && less(m.origin, m.target) {
 		if l.on == nil {
-			if port, ok := p.freePort(m.target, next); ok {
+			if port, ok := p.freePort(m.target, next, maxAskedFor); ok {
 				l.on = &registration{port: port, next: now, invited: true}
 			}
 		}
@@ -238,7 +238,7 @@ func (p *Prober) invited(now time.Time, from *remote, m message) {
 	case m.target == p.cfg.Self && len(after) == 0 && p.peers[m.origin] != nil:
 		r := p.peers[m.origin]
 		slices.Reverse(before)
-		if over, ok := relaysOf(before); ok && len(r.detours()) <= maxDetours && from.mayChange(now) && r.over(now, over, true) {
+		if over, ok := relaysOf(before); ok && r.mayBeInvited(from.ID) && from.mayChange(now) && r.over(now, over, true) {
 			p.wake(r)
 		}
 	}
@@ -272,6 +272,9 @@ func (p *Prober) tendLegs(now time.Time, out []Send) []Send {
 
 // registered takes the answer to a registration of this host.
 func (p *Prober) registered(now time.Time, arrived Arrival, relay *remote, m message) {
+	if m.flags&flagBoth != 0 && !relay.mayChange(now) {
+		m.flags &^= flagBoth
+	}
 	if m.origin == p.cfg.Self {
 		if r := p.peers[m.target]; r != nil {
 			r.registered(now, arrived, relay, m)
