@@ -264,3 +264,24 @@ func TestInvitationsOfOneMemberLeaveRoom(t *testing.T) {
 		t.Errorf("the invitations made %d ways, and there is no room for another one", len(a.Ways()))
 	}
 }
+
+// A host starts anew with a clock that was set back, and another address: its relay takes that at once.
+func TestARelayFollowsAClockThatWasSetBack(t *testing.T) {
+	cut := true
+	w := relayWorld(t, 3, &cut)
+	if w.uses(0, 1) != 2 {
+		t.Fatal("want the relay")
+	}
+	a, b, relay := w.hosts[0], w.hosts[1], w.hosts[2]
+	of := legOf{a.id, b.id, Relays{relay.id}}
+	relay.peers[a.id].stamp = w.now.Add(-time.Hour).UnixNano() // an answer has shown the new clock
+	from := netip.AddrPortFrom(a.addrs[0], 21234)
+	m := message{kind: register, route: route{origin: a.id, target: b.id}, id: 7, stamp: w.now.Add(-time.Hour).UnixNano(), cookie: relay.cookie(of, from)}
+	payload, _ := w.key(a, relay).seal(m, reader{w.random})
+	if _, ok := relay.Receive(w.now, Arrival{From: from, To: netip.AddrPortFrom(relay.addrs[0], port), Payload: payload, Size: 122}); !ok {
+		t.Error("the registration was not answered")
+	}
+	if got := relay.legs[of].Host; got != from {
+		t.Errorf("the relay sends to %v, want %v", got, from)
+	}
+}
