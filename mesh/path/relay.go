@@ -71,6 +71,9 @@ type leg struct {
 const (
 	legFor      = 50 * time.Second // three registrations may get lost
 	inviteEvery = 200 * time.Millisecond
+	// clockSetBack is how much older a peer's newest probe must be than its registration, to show that its clock was set
+	// back. At rest it sends a probe every 15 s.
+	clockSetBack = time.Minute
 	// maxLegs and maxLegsPerHost bound what peers can make a relay store.
 	maxLegs, maxLegsPerHost = 1024, 256
 	// maxChanges is how many changes of this host's rules a peer can cause in a second.
@@ -128,7 +131,7 @@ func (p *Prober) serve(now time.Time, arrived Arrival, r *remote, m message) (Se
 		return Send{}, false
 	case m.origin == r.ID && len(before) > 0, m.origin != r.ID && (len(before) == 0 || before[len(before)-1] != r.ID || !less(m.origin, m.target)):
 		return Send{}, false // only a relay before this one registers for another host
-	case m.stamp <= r.stamp-int64(forgetAfter) || known != nil && m.stamp <= known.stamp:
+	case m.stamp <= r.stamp-int64(forgetAfter) || known != nil && m.stamp <= known.stamp && r.stamp > known.stamp-int64(clockSetBack):
 		return Send{}, false
 	}
 	out := message{kind: registered, id: m.id, stamp: p.stamp(now), route: route{origin: m.origin, target: m.target}, cookie: p.cookie(of, arrived.From)}

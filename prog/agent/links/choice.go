@@ -36,6 +36,9 @@ func (c *choice) set(self peer.ID, peers []peer.ID, links map[peer.ID]topology.L
 // relays returns the relays between this host and another peer, without those to avoid. The link between the two counts
 // as cut.
 func (c *choice) relays(self, other peer.ID, avoid func(peer.ID) bool) []peer.ID {
+	if c.links == nil { // no view was read yet
+		return nil
+	}
 	if cut := c.links[self].Cut; !cut[other] {
 		cut[other] = true
 		defer delete(cut, other)

@@ -2,7 +2,9 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 
+	"weft/mesh/path"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/router/nft"
@@ -20,7 +22,17 @@ func relays(in Inputs, tunnels []topology.Tunnel) (out nft.Relays) {
 		uses[t.Endpoint]++
 		uses[t.Left]++
 	}
-	for _, w := range in.Ways {
+	ways := slices.Clone(in.Ways) // those in use first: they decide about the endpoint
+	slices.SortStableFunc(ways, func(a, b path.Way) int {
+		if a.Used == b.Used {
+			return 0
+		}
+		if a.Used {
+			return -1
+		}
+		return 1
+	})
+	for _, w := range ways {
 		t := byPeer[w.Peer]
 		if t == nil && !w.Peer.IsZero() {
 			continue
