@@ -133,7 +133,7 @@ func (r Relays) late(port uint16) (p Program) {
 	for _, s := range p.Sets {
 		in = append(in, rule(dport.is(unix.IPPROTO_UDP, port), magic(expr.CmpOpNeq), saddr.vmapWith(sport, s)))
 	}
-	p.Chains = append(from.chains, &Chain{"late", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in})
+	p.Chains = slices.Concat(from.chains, []*Chain{{"late", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", arrivedByRelay, in}})
 	return p
 }
 

@@ -44,7 +44,7 @@ func relays(in Inputs, tunnels []topology.Tunnel) (out nft.Relays) {
 		d := nft.Detour{Peer: t.Endpoint, Relay: w.To, Own: w.Own, Used: w.Used}
 		switch same := t.Route != 0 && t.Endpoint.Addr().Is4() == w.To.Addr().Is4(); { // without a route no packet leaves
 		case w.Used && (!same || uses[t.Endpoint] > 1):
-			t.Endpoint = netip.AddrPortFrom(w.To.Addr(), w.Own.Port())
+			t.Endpoint, t.Route = netip.AddrPortFrom(w.To.Addr(), w.Own.Port()), in.Route(w.To.Addr())
 			d.Peer = t.Endpoint
 		case !same: // WireGuard may follow what comes by the relay, and the relay's own address leads nowhere else
 			d.Peer, d.Used = netip.AddrPortFrom(w.To.Addr(), w.Own.Port()), w.Own.Addr().IsValid()

@@ -48,7 +48,7 @@ func TestWaysOverRelays(t *testing.T) {
 		if c.other != "" {
 			tunnels = append(tunnels, tunnel(3, c.other))
 		}
-		got := relays(Inputs{Ways: []path.Way{c.way}}, tunnels)
+		got := relays(Inputs{Ways: []path.Way{c.way}, Route: func(netip.Addr) int { return 1500 }}, tunnels)
 		if len(got.Detours) != 1 || got.Detours[0].Peer != at(c.want) || got.Detours[0].Used != c.used || tunnels[0].Endpoint.String() != c.planned || tunnels[0].Proven != c.way.Used {
 			t.Errorf("%s: the rules are %+v, and the tunnel is %+v; want the address %s (used: %v), and the endpoint %s", name, got.Detours, tunnels[0], c.want, c.used, c.planned)
 		}
@@ -70,5 +70,24 @@ func TestLatePackets(t *testing.T) {
 	want := nft.Late{From: tunnels[0].Left, Peer: tunnels[0].Endpoint, Own: own}
 	if got := relays(Inputs{}, tunnels).Late; len(got) != 1 || got[0] != want {
 		t.Errorf("the rules for late packets are %+v, want %+v", got, want)
+	}
+}
+
+// A tunnel that uses one relay gets an endpoint that stands for the peer. What comes by its other way must look as if it
+// came from there too, or WireGuard follows it to an address that does not work.
+func TestAllWaysOfATunnelStandForOneEndpoint(t *testing.T) {
+	b := peer.ID{2}
+	at := netip.MustParseAddrPort
+	shared := at("192.0.2.2:6784") // two records name it
+	tunnels := []topology.Tunnel{{Peer: b, Endpoint: shared}, {Peer: peer.ID{3}, Endpoint: shared}}
+	out := relays(Inputs{Route: func(netip.Addr) int { return 1500 }, Ways: []path.Way{
+		{Peer: b, Relays: path.Relays{{8}}, To: at("192.0.2.8:6784"), Own: at("192.0.2.1:20001")},
+		{Peer: b, Relays: path.Relays{{9}}, To: at("192.0.2.9:6784"), Own: at("192.0.2.1:20002"), Used: true},
+		{Peer: b, Relays: path.Relays{{7}}, To: at("192.0.2.7:6784"), Own: at("192.0.2.1:20003")},
+	}}, tunnels)
+	for _, d := range out.Detours {
+		if d.Peer != tunnels[0].Endpoint {
+			t.Errorf("what comes by %v looks as if it came from %v, want %v, WireGuard's endpoint", d.Relay, d.Peer, tunnels[0].Endpoint)
+		}
 	}
 }

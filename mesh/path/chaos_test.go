@@ -18,7 +18,6 @@ type chaos struct {
 	*world
 	cut  map[[2]int]bool // one way
 	loss int
-	dup  bool
 	jit  time.Duration
 }
 
