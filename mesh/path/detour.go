@@ -26,12 +26,14 @@ type detour struct {
 	registration
 	relays Relays
 	until  time.Time // it is given up then
+	made   time.Time
 	// Until the first answer the peer is asked all the time for tryFor: it may just learn that it should register.
 	tryNext, tryUntil time.Time
 }
 
 const (
-	tryFor = 5 * time.Second
+	tryFor      = 5 * time.Second
+	secondAfter = time.Second
 	// maxSoughtGap is the longest time between two searches for relays to a peer that gossip does not reach.
 	maxSoughtGap = 15 * time.Minute
 	detourFor    = 45 * time.Second // a way is kept so long after its last use
@@ -99,7 +101,7 @@ func (r *remote) resume(now time.Time) {
 }
 
 func newDetour(now time.Time, over Relays, to netip.AddrPort, port uint16) *address {
-	return &address{to: to, detour: &detour{registration: registration{port: port, next: now}, relays: over, until: now.Add(detourFor)}}
+	return &address{to: to, detour: &detour{registration: registration{port: port, next: now}, relays: over, until: now.Add(detourFor), made: now}}
 }
 
 // seek finds relays for a path in doubt.
@@ -120,7 +122,9 @@ func (r *remote) seek(now time.Time) {
 	for _, a := range r.detours() { // a relay may have started anew
 		a.detour.hurry(now)
 	}
-	for r.count(func(d *detour) bool { return !d.invited }) < maxDetours {
+	// A second relay is tried a moment later: in a large outage the relays have no room for twice as many ways.
+	young := func(d *detour) bool { return now.Sub(d.made) < secondAfter }
+	for r.count(func(d *detour) bool { return !d.invited }) < maxDetours && r.count(young) == 0 {
 		over, ok := r.untried(now)
 		if !ok || !r.over(now, over, false) {
 			return
