@@ -285,3 +285,19 @@ func TestARelayFollowsAClockThatWasSetBack(t *testing.T) {
 		t.Errorf("the relay sends to %v, want %v", got, from)
 	}
 }
+
+// A relay forwards probes, but no data: it is left, though questions are answered.
+func TestARelayThatSwallowsDataIsLeft(t *testing.T) {
+	cut := true
+	w := relayWorld(t, 4, &cut)
+	if w.uses(0, 1) != 2 {
+		t.Fatal("want the first relay")
+	}
+	w.hosts[2].swallow = true
+	took := w.until(time.Minute, "the other relay is used", func() bool { return w.uses(0, 1) == 3 })
+	t.Logf("after %v", took)
+	w.run(10 * time.Minute)
+	if w.uses(0, 1) != 3 {
+		t.Errorf("ten minutes later the paths are %+v and %+v, want the other relay", w.path(0, 1), w.path(1, 0))
+	}
+}

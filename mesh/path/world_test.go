@@ -42,6 +42,7 @@ type host struct {
 	mute    bool             // does not probe at all
 	walled  bool             // its own firewall refuses to send
 	down    bool             // it relays nothing
+	swallow bool             // it relays probes only
 	rules   rules            // in the kernel
 	loading rules            // is loaded at its time
 	// source returns the address from which the host sends to an address; nil: the one in the same network.
@@ -284,7 +285,7 @@ func (w *world) traffic() {
 			if relay := w.byID(p.Via.first()); relay != nil {
 				there, _ := w.link(h.addrs[0], relay.addrs[0], 1000)
 				on, _ := w.link(relay.addrs[0], o.addrs[0], 1000)
-				if there && on && !relay.down {
+				if there && on && !relay.down && !relay.swallow {
 					o.count(h).Received += 1000
 				}
 			} else if h.addrs[p.Endpoint.Addr().As4()[1]%byte(len(h.addrs))].IsValid() {
