@@ -15,6 +15,7 @@ func (r *remote) use(now time.Time, a *address) {
 	}
 	r.current, r.switched, r.wanted, r.roams = a, now, nil, 0
 	r.soughtGap = 0
+	r.inVain = time.Time{}
 	r.path.Left, r.path.Own, r.path.Via = netip.AddrPort{}, netip.Addr{}, Relays{}
 	if a.detour != nil {
 		r.path.Via, r.directAt = a.detour.relays, now.Add(downGap) // WireGuard's endpoint stays as it is

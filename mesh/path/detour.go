@@ -38,9 +38,10 @@ const (
 	maxSoughtGap = 15 * time.Minute
 	detourFor    = 45 * time.Second // a way is kept so long after its last use
 	maxDetours   = 2                // per peer, at once; and as many that a relay asks for
-	avoidFor     = time.Minute      // a relay that did not help
-	maxWays      = 512              // of a host
-	maxAskedFor  = maxWays / 2      // if peers ask for them
+	vainFor      = 2 * passiveKeepalive
+	avoidFor     = time.Minute // a relay that did not help
+	maxWays      = 512         // of a host
+	maxAskedFor  = maxWays / 2 // if peers ask for them
 )
 
 // Ways returns all ways over relays.
@@ -205,9 +206,19 @@ func (r *remote) over(now time.Time, over Relays, invited bool) bool {
 	return true
 }
 
+// swallowed reports whether the relay in use answers for the peer, but forwards no data: WireGuard answers data within
+// passiveKeepalive, at least by a keepalive.
+func (r *remote) swallowed(now time.Time) bool {
+	return r.detoured() && r.alarm.IsZero() && !r.inVain.IsZero() && now.Sub(r.inVain) >= vainFor
+}
+
 // tend keeps the ways over relays, and appends their registrations.
 func (r *remote) tend(now time.Time, out []Send) []Send {
 	p := r.prober
+	if r.swallowed(now) {
+		r.inVain = time.Time{}
+		r.drop(now, r.current)
+	}
 	for _, a := range r.detours() {
 		d := a.detour
 		if a == r.current {
@@ -322,6 +333,9 @@ func (r *remote) tendAt(take func(time.Time)) {
 	}
 	if r.detoured() && r.alarm.IsZero() {
 		take(r.directAt)
+		if !r.inVain.IsZero() {
+			take(r.inVain.Add(vainFor))
+		}
 	}
 }
 

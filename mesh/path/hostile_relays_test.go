@@ -290,6 +290,7 @@ func TestARelayFollowsAClockThatWasSetBack(t *testing.T) {
 func TestARelayThatSwallowsDataIsLeft(t *testing.T) {
 	cut := true
 	w := relayWorld(t, 4, &cut)
+	w.run(time.Minute)
 	if w.uses(0, 1) != 2 {
 		t.Fatal("want the first relay")
 	}

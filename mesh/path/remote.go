@@ -25,6 +25,7 @@ type remote struct {
 	shook     time.Time // when the last handshake was observed
 	heardAt   time.Time // when a deaf path's peer was heard again; zero: it was not
 	sentSince time.Time // since when traffic has no answer; zero: it has
+	inVain    time.Time // since when data was sent and none came, whatever probes say; zero: data comes
 	busy      time.Time // when much data was last seen
 	endsAt    time.Time // when received traffic counts as ended, which may be a failure; zero: there is none
 	stamp     int64     // of the newest probe
@@ -165,9 +166,12 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		}
 		return true
 	}
+	if r.inVain.IsZero() && t.Sent > last.Sent+keepalive {
+		r.inVain = now
+	}
 	switch {
 	case t.Received > last.Received:
-		r.path.Received, r.sentSince = now, time.Time{}
+		r.path.Received, r.sentSince, r.inVain = now, time.Time{}, time.Time{}
 		if t.Received > last.Received+burst {
 			r.endsAt = now.Add(unansweredAfter)
 		}

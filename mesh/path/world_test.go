@@ -279,16 +279,17 @@ func (w *world) traffic() {
 			p, _ := h.Path(o.id)
 			mine := h.count(o)
 			mine.Sent += 1000
-			if !p.Endpoint.IsValid() {
-				continue
-			}
-			if relay := w.byID(p.Via.first()); relay != nil {
-				there, _ := w.link(h.addrs[0], relay.addrs[0], 1000)
-				on, _ := w.link(relay.addrs[0], o.addrs[0], 1000)
-				if there && on && !relay.down && !relay.swallow {
+			if !p.Via.IsZero() {
+				arrives, from := true, h
+				for _, id := range p.Via.List() {
+					relay := w.byID(id)
+					there, _ := w.link(from.addrs[0], relay.addrs[0], 1000)
+					arrives, from = arrives && there && !relay.down && !relay.swallow, relay
+				}
+				if on, _ := w.link(from.addrs[0], o.addrs[0], 1000); arrives && on {
 					o.count(h).Received += 1000
 				}
-			} else if h.addrs[p.Endpoint.Addr().As4()[1]%byte(len(h.addrs))].IsValid() {
+			} else if p.Endpoint.IsValid() && h.addrs[p.Endpoint.Addr().As4()[1]%byte(len(h.addrs))].IsValid() {
 				from := h.addrs[int(p.Endpoint.Addr().As4()[1])%len(h.addrs)]
 				if ok, _ := w.link(from, p.Endpoint.Addr(), 1000); ok && w.byAddr[p.Endpoint.Addr()] == o {
 					o.count(h).Received += 1000
