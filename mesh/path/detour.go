@@ -39,9 +39,9 @@ const (
 	detourFor    = 45 * time.Second // a way is kept so long after its last use
 	maxDetours   = 2                // per peer, at once; and as many that a relay asks for
 	vainFor      = 2 * passiveKeepalive
-	avoidFor     = time.Minute // a relay that did not help
-	maxWays      = 512         // of a host
-	maxAskedFor  = maxWays / 2 // if peers ask for them
+	avoidFor     = 20 * time.Second // a relay that did not help
+	maxWays      = 512              // of a host
+	maxAskedFor  = maxWays / 2      // if peers ask for them
 )
 
 // Ways returns all ways over relays.

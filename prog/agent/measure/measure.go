@@ -38,6 +38,8 @@ const (
 	idleStep = time.Second
 	// together is for how long changes are collected, since many paths change at once when an agent starts.
 	together = 50 * time.Millisecond
+	// saveEvery is how often at most the relays in use are saved.
+	saveEvery = time.Second
 	// again is the pause before the sockets are opened once more.
 	again = 30 * time.Second
 )
@@ -157,7 +159,7 @@ func (m *Measure) serve(ctx context.Context, conn Conn) error {
 
 // loop asks what is due, until ctx ends.
 func (m *Measure) loop(ctx context.Context, conn Conn) {
-	var looked, listed time.Time
+	var looked, listed, saved time.Time
 	var bytes uint64
 	step := lookBusy
 	_, hosted := m.cfg.Host.Read()
@@ -187,7 +189,10 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 			}
 		}
 		next := m.ask(conn, now)
-		m.keep()
+		if now.Sub(saved) >= saveEvery {
+			saved = now
+			m.keep()
+		}
 		timer.Reset(max(min(time.Until(next), time.Until(listed.Add(step))), time.Millisecond))
 	}
 }
