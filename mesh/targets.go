@@ -18,8 +18,9 @@ import (
 	"weft/mesh/peer"
 )
 
-// target is a host that the operator configured to join.
+// target is a host to join: one that the operator named, or one that was found on the LAN.
 type target struct {
+	found     bool // found on the LAN: not stored, and forgotten when it is found no more
 	retry     backoff
 	err       error
 	connected bool
@@ -51,6 +52,7 @@ type Target struct {
 	Addrs     []netip.Addr // to which the name resolved last
 	Connected bool
 	Err       error // the error of the last attempt, while the target is not connected
+	Found     bool  // found on the LAN, not named by the operator
 }
 
 // Targets lists all targets, sorted by name.
@@ -60,7 +62,7 @@ func (m *Mesh) Targets() []Target {
 	out := make([]Target, 0, len(m.targets))
 	for _, host := range slices.Sorted(maps.Keys(m.targets)) {
 		t := m.targets[host]
-		out = append(out, Target{Host: host, Addrs: t.addrs, Connected: t.connected, Err: t.err})
+		out = append(out, Target{Host: host, Addrs: t.addrs, Connected: t.connected, Err: t.err, Found: t.found})
 	}
 	return out
 }
@@ -86,12 +88,13 @@ func (m *Mesh) Connect(hosts []string, replace bool) error {
 	}
 	return m.changeTargets(func() {
 		if replace {
-			maps.DeleteFunc(m.targets, func(h string, _ *target) bool { return !slices.Contains(hosts, h) })
+			maps.DeleteFunc(m.targets, func(h string, t *target) bool { return !t.found && !slices.Contains(hosts, h) })
 		}
 		for _, h := range hosts {
 			if m.targets[h] == nil {
 				m.targets[h] = &target{}
 			}
+			m.targets[h].found = false
 		}
 	})
 }
@@ -107,16 +110,44 @@ func (m *Mesh) Forget(hosts []string) error {
 
 func (m *Mesh) changeTargets(change func()) error {
 	m.mu.Lock()
-	before := maps.Clone(m.targets)
+	before, named := maps.Clone(m.targets), m.named()
 	change()
-	err := m.cfg.Store.SaveTargets(slices.Sorted(maps.Keys(m.targets)))
+	err := m.cfg.Store.SaveTargets(m.named())
 	if err != nil {
 		m.targets = before
+		for h, t := range m.targets {
+			t.found = !slices.Contains(named, h)
+		}
 		err = fmt.Errorf("mesh: storing targets: %w", err)
 	}
 	m.mu.Unlock()
 	m.cfg.Changed()
 	return err
+}
+
+// named returns the targets that the operator named, sorted. The caller holds the lock.
+func (m *Mesh) named() (out []string) {
+	for h, t := range m.targets {
+		if !t.found {
+			out = append(out, h)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// SetFound replaces the targets that were found on the LAN. They are not stored. A target that the
+// operator named stays as it is.
+func (m *Mesh) SetFound(hosts []string) {
+	m.mu.Lock()
+	maps.DeleteFunc(m.targets, func(h string, t *target) bool { return t.found && !slices.Contains(hosts, h) })
+	for _, h := range hosts {
+		if m.targets[h] == nil {
+			m.targets[h] = &target{found: true}
+		}
+	}
+	m.mu.Unlock()
+	m.cfg.Changed()
 }
 
 // CheckTarget returns an error if s cannot be a host to join.

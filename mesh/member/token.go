@@ -34,14 +34,15 @@ func (Token) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 // MarshalText keeps the token out of JSON and logs.
 func (Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-func clusterOf(root ed25519.PublicKey) [16]byte {
+// ClusterOf returns the Cluster of the tokens of the network with that root key.
+func ClusterOf(root ed25519.PublicKey) [16]byte {
 	sum := sha256.Sum256(root)
 	return [16]byte(sum[:])
 }
 
 // New returns a new token of the cluster with that root key, read from a source of randomness.
 func New(random io.Reader, root ed25519.PublicKey) (Token, error) {
-	t := Token{cluster: clusterOf(root)}
+	t := Token{cluster: ClusterOf(root)}
 	if len(root) != ed25519.PublicKeySize {
 		return Token{}, errors.New("token: the cluster's root key is missing")
 	}
@@ -98,14 +99,14 @@ func (t Token) Cluster() []byte { return bytes.Clone(t.cluster[:]) }
 
 // IsCluster reports whether a host showed the Cluster of a token of this root key's network.
 func IsCluster(shown []byte, root ed25519.PublicKey) bool {
-	want := clusterOf(root)
+	want := ClusterOf(root)
 	return subtle.ConstantTimeCompare(shown, want[:]) == 1
 }
 
 // Proves reports whether the token is of the cluster with that root key. The host that joins calls it
 // before it trusts a certificate.
 func (t Token) Proves(root ed25519.PublicKey) bool {
-	cluster := clusterOf(root)
+	cluster := ClusterOf(root)
 	return subtle.ConstantTimeCompare(t.cluster[:], cluster[:]) == 1
 }
 

@@ -48,7 +48,7 @@ func (r *run) host() (host, error) {
 	return host{
 		nickname: r.opts.Nickname,
 		rejoin:   "run `weft reset`, and then `weft launch --token - HOST` with HOST of the first ring,",
-		founder:  founding.Plain{Options: r.opts, Store: r.store},
+		founder:  founding.Plain{Options: r.opts, Store: r.store, Seek: r.discover.Seek},
 		node:     func() underlay.Node { return underlay.Node{} },
 		pods:     attach.NoPods{},
 		rules: func(documents *mesh.Documents, name func(peer.ID) string, changed func()) rules {

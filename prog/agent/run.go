@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -20,6 +21,7 @@ import (
 	"weft/prog/agent/admission"
 	"weft/prog/agent/config"
 	"weft/prog/agent/control"
+	"weft/prog/agent/discover"
 	"weft/prog/agent/founding"
 	"weft/prog/agent/ready"
 	"weft/prog/agent/settings"
@@ -52,6 +54,7 @@ type run struct {
 
 	store    *state.Store
 	settings *settings.Settings
+	discover *discover.Discover
 	founding founding.Founding
 	stored   stored
 	watch    *link.Watch
@@ -88,6 +91,10 @@ func Run(ctx context.Context, opts config.Options) (err error) {
 		return err
 	}
 	control.Notify("READY=1", "STATUS=starting")
+	r.discover = discover.New(discover.Config{
+		Off: !opts.Discover, GossipPort: opts.GossipPort, Universe: opts.Universe.Asked(), Waiting: r.board.Await, Log: opts.Log,
+	})
+	group.Go(func() error { return r.discover.Run(ctx) })
 	p, h, err := r.prepare(ctx)
 	if err != nil {
 		r.stop()
@@ -149,6 +156,9 @@ func (r *run) prepare(ctx context.Context) (p *parts, h host, err error) {
 	if r.stored, err = load(r.store, r.founding.Trust.Self); err != nil {
 		return nil, h, err
 	}
+	if err = r.discover.Start(r.founding.Trust, r.stored.ring != nil, r.founding.Ring != nil || r.founding.Election != nil); err != nil {
+		return nil, h, err
+	}
 	if r.watch, err = link.OpenWatch(); err != nil {
 		return nil, h, err
 	}
@@ -172,8 +182,13 @@ func (r *run) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	token, err := statedir.Invitation(r.opts.StateDir)
+	if err != nil {
+		return err
+	}
+	r.discover.Invited(token)
 	return admission.Join(ctx, admission.Config{
-		Dir: r.opts.StateDir, Identity: keys.Identity, Nickname: r.opts.Nickname, Targets: targets, Port: r.opts.GossipPort, Log: r.opts.Log,
+		Dir: r.opts.StateDir, Identity: keys.Identity, Nickname: r.opts.Nickname, Targets: func() []string { return slices.Concat(targets, r.discover.Get()) }, Port: r.opts.GossipPort, Log: r.opts.Log,
 		Waiting: r.board.Await,
 	})
 }

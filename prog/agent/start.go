@@ -82,6 +82,7 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 	run(
 		p.attached.Run, p.unattached.Run, p.enforce.Run, p.publish.Run, p.datapath.Run, p.datapath.WatchTable, p.measure.Run, p.links.Run, p.paths.Run,
 		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) },
+		func(ctx context.Context) error { return r.discover.Follow(ctx, p.mesh, &p.view.Value) },
 		func(ctx context.Context) error { return h.run(ctx, p) },
 	)
 	// The name server keeps answering while the agent announces its stop, so that a restart only

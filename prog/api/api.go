@@ -96,6 +96,8 @@ type Target struct {
 	Host  string `json:"host"`
 	State string `json:"state"` // connected, retrying
 	Error string `json:"error,omitempty"`
+	// Discovered is set if it was found on the LAN. Then it is not stored, and disappears when it is gone.
+	Discovered bool `json:"discovered,omitempty"`
 }
 
 // The states of a connection.

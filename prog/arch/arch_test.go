@@ -21,7 +21,7 @@ import (
 // pure lists the packages that only take and return values: no network, no files, no clock, no global
 // randomness, no log.
 var pure = []string{
-	"weft/mesh/peer", "weft/mesh/secret", "weft/mesh/directory", "weft/mesh/document", "weft/mesh/member", "weft/mesh/path", "weft/mesh/topology",
+	"weft/mesh/peer", "weft/mesh/secret", "weft/mesh/directory", "weft/mesh/discovery", "weft/mesh/document", "weft/mesh/member", "weft/mesh/path", "weft/mesh/topology",
 	"weft/router/policy", "weft/router/problem", "weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos",
 }
 

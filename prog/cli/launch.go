@@ -17,8 +17,10 @@ import (
 	"golang.org/x/term"
 
 	"weft/prog/agent"
+	"weft/prog/agent/discover"
 	"weft/prog/agent/statedir"
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // agentLog is the name of the log file, in the state folder, of an agent that `weft launch` started.
@@ -71,11 +73,18 @@ func (a *app) establishSecret(f *launchFlags) error {
 	if err != nil {
 		return err
 	}
-	founds, err := statedir.Founds(f.StateDir, f.Targets)
+	founds, err := f.founds()
 	if err == nil {
 		err = statedir.EstablishSecret(f.StateDir, given, founds)
 	}
 	return err
+}
+
+// founds reports whether this host founds a network without looking for another one. With --discover
+// it finds that out later, so it needs a secret or a token as a host with PEER does.
+func (f *launchFlags) founds() (bool, error) {
+	founds, err := statedir.Founds(f.StateDir, f.Targets)
+	return founds && !f.Discover, err
 }
 
 // awaitLaunch waits for weft launch if this host belongs to no network and was not told to found or
@@ -84,9 +93,9 @@ func (a *app) establishSecret(f *launchFlags) error {
 func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
 	word := statedir.Launched(f.StateDir)
 	founds, err := statedir.Founds(f.StateDir, f.Targets)
-	// The settings file may be older than the last reset, so its ipalloc-init does not tell this
-	// host to found.
-	told := f.found || f.init != "" && f.from["ipalloc-init"] != api.FromFile || statedir.ToldToFound(f.StateDir)
+	// The settings file may be older than the last reset, so its ipalloc-init and discover do not tell
+	// this host to found.
+	told := f.found || f.Discover && (f.from["discover"] != api.FromFile || word != nil) || f.init != "" && f.from["ipalloc-init"] != api.FromFile || statedir.ToldToFound(f.StateDir)
 	if err != nil || !founds || told {
 		return false, err
 	}
@@ -150,6 +159,9 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 		return err
 	}
 	given, err := a.secretGiven(f.tokenSrc, f.cluster)
+	if err == nil && f.Discover && given.Secret != nil && given.Secret.Cluster.IsZero() {
+		err = words.Misused(discover.ErrPassword)
+	}
 	if err != nil {
 		return err
 	}
@@ -176,7 +188,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if l.unit && waits == 0 {
 		calmUnit()
 	}
-	if l.founds, err = statedir.Founds(f.StateDir, f.Targets); err == nil {
+	if l.founds, err = f.founds(); err == nil {
 		l.undo, err = statedir.BeforeLaunch(f.StateDir)
 	}
 	if err != nil {

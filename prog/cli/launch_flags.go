@@ -51,6 +51,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this host (default: all its own addresses)")
 	flags.IntVar(&f.GossipPort, "port", mesh.Port, "gossip port, TCP and UDP; the same on all hosts")
 	flags.IntVar(&f.Port, "wireguard-port", config.DefaultPort, "WireGuard port, UDP")
+	flags.BoolVar(&f.Discover, "discover", false, "find hosts of the network on this host's LANs by multicast; without PEER, found a network only if there is none")
 	flags.BoolVar(&f.NoRelay, "no-relay", false, "forward no tunnels of other hosts that do not reach each other")
 	flags.BoolVar(&f.NoDiscovery, "no-discovery", false, "connect only to the hosts given; others are reached over them")
 	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: path MTU to each peer, less 80)")

@@ -189,7 +189,11 @@ func printCNI(w io.Writer, c api.CNI) {
 func printTargets(w io.Writer, r api.Report) {
 	t := newTable(w)
 	for _, x := range r.Router.Targets {
-		t.row(x.Host, x.State, x.Error)
+		note := x.Error
+		if x.Discovered {
+			note = strings.TrimSuffix("found on the LAN: "+x.Error, ": ")
+		}
+		t.row(x.Host, x.State, note)
 	}
 	t.flush()
 }

@@ -25,6 +25,8 @@ type HostAddr struct {
 	// itself (temporary, RFC 8981). Order advertises such an address only if it was advertised
 	// before.
 	Unstable bool
+	Link     int  // the index of the link with the address; 0: unknown
+	Tunnel   bool // that link encapsulates its packets in other packets
 }
 
 // maxRemembered limits the addresses in an order, including addresses that no longer exist.
@@ -113,6 +115,7 @@ func Underlay(universe slot.Universe) (out []HostAddr, err error) {
 			if addr.Addr.Is6() {
 				addr.Rank++
 			}
+			addr.Link, addr.Tunnel = attrs.Index, rank == onTunnel
 			out = append(out, addr)
 		}
 	}

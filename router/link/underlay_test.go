@@ -136,7 +136,7 @@ func TestAddressOrderIsStableUnderAnyChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		address := rapid.Custom(func(t *rapid.T) HostAddr {
 			n := rapid.IntRange(1, 100).Draw(t, "n")
-			return HostAddr{netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), rapid.IntRange(0, 5).Draw(t, "rank"), rapid.IntRange(0, 9).Draw(t, "old") == 0}
+			return HostAddr{Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), Rank: rapid.IntRange(0, 5).Draw(t, "rank"), Unstable: rapid.IntRange(0, 9).Draw(t, "old") == 0}
 		})
 		times := rapid.SliceOfN(rapid.SliceOfNDistinct(address, 0, 40, func(a HostAddr) netip.Addr { return a.Addr }), 1, 20).Draw(t, "times")
 		var order, before []netip.Addr

@@ -22,7 +22,7 @@ type Config struct {
 	Dir      string // the state folder
 	Identity ed25519.PrivateKey
 	Nickname string
-	Targets  []string // hosts to ask
+	Targets  func() []string // hosts to ask; they may change while Join waits
 	Port     int
 	Log      *slog.Logger
 	// Waiting is called with what this host waits for.
@@ -49,8 +49,9 @@ func Join(ctx context.Context, cfg Config) error {
 	joiner := mesh.Joiner{Identity: cfg.Identity, Token: *token, Nickname: cfg.Nickname, Port: cfg.Port}
 	for refused := 0; ; {
 		var problems error
-		final := len(cfg.Targets) > 0
-		for _, host := range cfg.Targets {
+		targets := cfg.Targets()
+		final := len(targets) > 0
+		for _, host := range targets {
 			a, skew, err := joiner.Ask(ctx, host)
 			if err == nil {
 				return accept(cfg, host, a, skew)
@@ -66,7 +67,11 @@ func Join(ctx context.Context, cfg Config) error {
 		if refused >= retries {
 			return fmt.Errorf("this host was not admitted to the network: %w", problems)
 		}
-		cfg.Waiting(fmt.Sprintf("no host has admitted this one yet: %v", problems))
+		why := "no host has admitted this one yet"
+		if problems != nil {
+			why = fmt.Sprintf("%s: %v", why, problems)
+		}
+		cfg.Waiting(why)
 		if live.Pause(ctx, pause); ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -41,6 +42,7 @@ type Options struct {
 	// DatapathElsewhere means that a supervisor starts the userspace WireGuard, if the kernel has no
 	// WireGuard: for example as a pod that outlives the agent's pod.
 	DatapathElsewhere bool
+	Discover          bool   // find hosts of the network on this host's LANs
 	NoRelay           bool   // this host forwards no tunnels of other hosts
 	NoDiscovery       bool   // this host connects only to its targets
 	StatusAddr        string // empty: no status over TCP
@@ -104,6 +106,9 @@ func (o Options) Validate() error {
 		if d.dir == "" {
 			return fmt.Errorf("%s: want the path of a folder: it is empty", d.flag)
 		}
+	}
+	if o.Discover && o.Kubernetes.On {
+		return errors.New("--discover and --kubernetes exclude each other: the API server names the hosts")
 	}
 	if o.GossipPort == o.Port {
 		return fmt.Errorf("--port and --wireguard-port are both %d: gossip and WireGuard each need a port of their own", o.Port)

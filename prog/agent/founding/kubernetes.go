@@ -139,7 +139,7 @@ func (k Kubernetes) universe(ctx context.Context, cluster secret.ClusterID) (slo
 	if err := link.Overlap(u); err != nil {
 		return u, &kube.RefusedError{Err: err}
 	}
-	return u, k.checkGossipPort()
+	return u, checkGossipPort(k.Options.GossipPort)
 }
 
 // answers reports whether an agent listens on the gossip port at an address. An agent accepts a
@@ -159,10 +159,10 @@ func (k Kubernetes) answers(ctx context.Context, addr netip.Addr) bool {
 
 // checkGossipPort reports why other hosts could not reach the gossip port of this host. A host that
 // cannot be reached must not found: all others would wait for its addresses.
-func (k Kubernetes) checkGossipPort() error {
-	l, err := net.Listen("tcp", fmt.Sprintf(":%d", k.Options.GossipPort))
+func checkGossipPort(port int) error {
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
-		return fmt.Errorf("this host does not found the ring while its gossip port is taken: find the program with `ss -lntup sport = :%d`, or choose another port on all hosts with WEFT_PORT (--port): %w", k.Options.GossipPort, err)
+		return fmt.Errorf("this host does not found the ring while its gossip port is taken: find the program with `ss -lntup sport = :%d`, or choose another port on all hosts with WEFT_PORT (--port): %w", port, err)
 	}
 	return l.Close()
 }

@@ -3,6 +3,7 @@ package founding
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -25,6 +26,9 @@ import (
 type Plain struct {
 	Options config.Options
 	Store   *state.Store
+	// Seek decides whether a host without targets founds a ring, or joins a host that it finds. Nil: it
+	// founds.
+	Seek func(context.Context, trust.Trust) (found bool, err error)
 }
 
 // Found decides from the stored state, the operator's settings and the hosts to join.
@@ -36,6 +40,11 @@ func (p Plain) Found(ctx context.Context) (f Founding, err error) {
 		return f, err
 	}
 	alone := len(f.Targets) == 0 && o.Init.Expect == 0
+	if alone && len(o.Init.Seeds) == 0 && p.Seek != nil {
+		if found, err := p.seek(ctx, f.Trust); err != nil || !found {
+			return f, err
+		}
+	}
 	if alone && len(o.Init.Seeds) == 0 && f.Trust.Token.Cluster.IsZero() { // a token from a password has no cluster id
 		if _, err := rand.Read(f.Trust.Token.Cluster[:]); err != nil {
 			return f, fmt.Errorf("agent: %w", err)
@@ -62,6 +71,18 @@ func (p Plain) Found(ctx context.Context) (f Founding, err error) {
 		f.Election = p.election(ctx, f.Trust, f.Targets)
 	}
 	return f, err
+}
+
+// seek reports whether this host founds the ring. It checks first that it could.
+func (p Plain) seek(ctx context.Context, t trust.Trust) (found bool, err error) {
+	if !t.Holds() { // its network exists, and only waits to be found
+		return false, nil
+	}
+	u := p.Options.Universe.Complete(t.Token.Cluster)
+	if err := errors.Join(u.Validate(), link.Overlap(u), checkGossipPort(p.Options.GossipPort)); err != nil {
+		return false, err
+	}
+	return p.Seek(ctx, t)
 }
 
 // election returns how this peer votes.

@@ -158,7 +158,7 @@ func (s *Reporter) router(v *view.View) api.Router {
 		r.Cluster = fmt.Sprintf("%x", v.Ring.Cluster)
 	}
 	for _, t := range c.Mesh.Targets() {
-		target := api.Target{Host: t.Host, State: "retrying"}
+		target := api.Target{Host: t.Host, State: "retrying", Discovered: t.Found}
 		if t.Connected {
 			target.State = "connected"
 		} else if t.Err != nil {
