@@ -26,8 +26,8 @@ import (
 type Plain struct {
 	Options config.Options
 	Store   *state.Store
-	// Seek decides whether a host without targets founds a ring, or joins a host that it finds. Nil: it
-	// founds.
+	// Seek decides, with --discover, whether a host without targets founds a ring or joins a host that it
+	// finds.
 	Seek func(context.Context, trust.Trust) (found bool, err error)
 }
 
@@ -40,7 +40,7 @@ func (p Plain) Found(ctx context.Context) (f Founding, err error) {
 		return f, err
 	}
 	alone := len(f.Targets) == 0 && o.Init.Expect == 0
-	if alone && len(o.Init.Seeds) == 0 && p.Seek != nil {
+	if alone && len(o.Init.Seeds) == 0 && o.Discover {
 		if found, err := p.seek(ctx, f.Trust); err != nil || !found {
 			return f, err
 		}
