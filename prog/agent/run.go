@@ -188,7 +188,7 @@ func (r *run) join(ctx context.Context) error {
 	}
 	r.discover.Invited(token)
 	return admission.Join(ctx, admission.Config{
-		Dir: r.opts.StateDir, Identity: keys.Identity, Nickname: r.opts.Nickname, Targets: func() []string { return slices.Concat(targets, r.discover.Get()) }, Port: r.opts.GossipPort, Log: r.opts.Log,
+		Dir: r.opts.StateDir, Identity: keys.Identity, Nickname: r.opts.Nickname, Targets: func() ([]string, bool) { return slices.Concat(targets, r.discover.Get()), r.discover.Complete() }, Port: r.opts.GossipPort, Log: r.opts.Log,
 		Waiting: r.board.Await,
 	})
 }

@@ -80,6 +80,14 @@ func (a *app) establishSecret(f *launchFlags) error {
 	return err
 }
 
+// checkDiscover refuses to announce a network whose secret is derived from a password.
+func (f *launchFlags) checkDiscover(given statedir.Given) error {
+	if f.Discover && given.Secret != nil && given.Secret.Cluster.IsZero() {
+		return words.Misused(discover.ErrPassword)
+	}
+	return nil
+}
+
 // founds reports whether this host founds a network without looking for another one. With --discover
 // it finds that out later, so it needs a secret or a token as a host with PEER does.
 func (f *launchFlags) founds() (bool, error) {
@@ -159,8 +167,8 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 		return err
 	}
 	given, err := a.secretGiven(f.tokenSrc, f.cluster)
-	if err == nil && f.Discover && given.Secret != nil && given.Secret.Cluster.IsZero() {
-		err = words.Misused(discover.ErrPassword)
+	if err == nil {
+		err = f.checkDiscover(given)
 	}
 	if err != nil {
 		return err

@@ -22,9 +22,10 @@ type Config struct {
 	Dir      string // the state folder
 	Identity ed25519.PrivateKey
 	Nickname string
-	Targets  func() []string // hosts to ask; they may change while Join waits
-	Port     int
-	Log      *slog.Logger
+	// Targets returns the hosts to ask, and whether these are all: no more will be found.
+	Targets func() (hosts []string, all bool)
+	Port    int
+	Log     *slog.Logger
 	// Waiting is called with what this host waits for.
 	Waiting func(why string)
 }
@@ -49,8 +50,8 @@ func Join(ctx context.Context, cfg Config) error {
 	joiner := mesh.Joiner{Identity: cfg.Identity, Token: *token, Nickname: cfg.Nickname, Port: cfg.Port}
 	for refused := 0; ; {
 		var problems error
-		targets := cfg.Targets()
-		final := len(targets) > 0
+		targets, final := cfg.Targets()
+		final = final && len(targets) > 0
 		for _, host := range targets {
 			a, skew, err := joiner.Ask(ctx, host)
 			if err == nil {
@@ -67,11 +68,10 @@ func Join(ctx context.Context, cfg Config) error {
 		if refused >= retries {
 			return fmt.Errorf("this host was not admitted to the network: %w", problems)
 		}
-		why := "no host has admitted this one yet"
-		if problems != nil {
-			why = fmt.Sprintf("%s: %v", why, problems)
+		if len(targets) == 0 {
+			problems = errors.New("no host of the network was found on the LAN (--discover): launch Weft there with --discover, or name a host: weft launch --token - HOST")
 		}
-		cfg.Waiting(why)
+		cfg.Waiting(fmt.Sprintf("no host has admitted this one yet: %v", problems))
 		if live.Pause(ctx, pause); ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -33,7 +33,7 @@ func TestAMemberAsksNobodyAgain(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	err = Join(ctx, Config{Dir: dir, Identity: identity, Targets: func() []string { return []string{"127.0.0.1:1"} }, Log: slog.New(slog.DiscardHandler), Waiting: func(string) {}})
+	err = Join(ctx, Config{Dir: dir, Identity: identity, Targets: func() ([]string, bool) { return []string{"127.0.0.1:1"}, true }, Log: slog.New(slog.DiscardHandler), Waiting: func(string) {}})
 	if err != nil {
 		t.Errorf("a host that is a member already joins with the error %v; want none", err)
 	}

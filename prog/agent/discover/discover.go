@@ -47,6 +47,9 @@ const mostVerified = 100
 // announcement.
 const lookEvery = 10 * time.Second
 
+// hearsAll is the time in which each host announces itself at least once.
+const hearsAll = 15 * time.Second
+
 // Discover publishes the hosts found, as targets.
 type Discover struct {
 	live.Value[[]string]
@@ -56,6 +59,7 @@ type Discover struct {
 
 	mu       sync.Mutex
 	network  discovery.Network
+	invited  time.Time    // when this host began to look with a token
 	trust    *trust.Trust // nil: not a member yet
 	kind     discovery.Kind
 	seeker   *discovery.Seeker // nil: this host does not seek
@@ -80,8 +84,17 @@ func (d *Discover) Invited(token *member.Token) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if token != nil && d.trust == nil {
-		d.network = discovery.NetworkOf(token.Cluster())
+		d.network, d.invited = discovery.NetworkOf(token.Cluster()), time.Now()
 	}
+}
+
+// Complete reports whether an invited host has listened long enough to have heard all members on its
+// LANs. A refusal before that is not final: the member that refused may not be allowed to admit, or be
+// none.
+func (d *Discover) Complete() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cfg.Off || time.Since(d.invited) >= hearsAll
 }
 
 // ErrPassword refuses discovery in a network of a password.
@@ -307,11 +320,11 @@ func (d *Discover) take(a discovery.Announcement, from netip.Addr, now time.Time
 // publish publishes the hosts found, if they have changed.
 func (d *Discover) publish() {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	var targets []string
 	for _, at := range d.hosts.List(time.Now()) {
 		targets = append(targets, at.String())
 	}
-	d.mu.Unlock()
 	if !slices.Equal(targets, d.Get()) {
 		d.Set(targets)
 	}

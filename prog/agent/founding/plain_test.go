@@ -1,6 +1,7 @@
 package founding
 
 import (
+	"context"
 	"testing"
 
 	"weft/ipam"
@@ -9,6 +10,7 @@ import (
 	"weft/mesh/secret"
 	"weft/prog/agent/config"
 	"weft/prog/agent/statedir"
+	"weft/prog/agent/trust"
 	"weft/router/routertest"
 )
 
@@ -61,6 +63,27 @@ func TestAHostWithTargetsVotes(t *testing.T) {
 	}
 	if f, err = plain(t, dir, config.Options{Init: config.Init{Expect: 5}}); err != nil || f.Election == nil || f.Election.Terms.Expect != 5 || len(f.Targets) != 3 {
 		t.Errorf("with --ipalloc-init consensus=5: %+v, error %v; want a vote of 5", f, err)
+	}
+}
+
+// With --discover a host without targets founds only if it finds no other host.
+func TestAHostThatDiscoversFoundsOnlyIfItFindsNone(t *testing.T) {
+	for _, alone := range []bool{true, false} {
+		dir := folder(t, secret.Token{Cluster: secret.ClusterID{1}})
+		store := open(t, dir)
+		var f Founding
+		var err error
+		routertest.New(t).Do(func() {
+			f, err = Plain{Options: config.Options{StateDir: dir, Discover: true, GossipPort: 6783}, Store: store, Seek: func(context.Context, trust.Trust) (bool, error) { return alone, nil }}.Found(t.Context())
+		})
+		store.Close()
+		if err != nil || (f.Ring != nil) != alone || f.Election != nil {
+			t.Errorf("finds no other host: %v: %+v, error %v; want a ring only then, and no vote", alone, f, err)
+		}
+	}
+	f, err := plain(t, folder(t, secret.Token{Cluster: secret.ClusterID{1}}), config.Options{Discover: true, GossipPort: 6783, Targets: []string{"192.0.2.2"}})
+	if err != nil || f.Ring != nil || f.Election == nil {
+		t.Errorf("with a target: %+v, error %v; want a vote", f, err)
 	}
 }
 
