@@ -71,12 +71,12 @@ type Discover struct {
 	sockets map[place]*socket // of Run's goroutine
 	own     []link.HostAddr
 	looked  time.Time
-	trouble error // why this host does not announce itself on some link
+	trouble map[place]string // why this host does not announce itself there
 }
 
 // New makes a Discover; Run runs it.
 func New(cfg Config) *Discover {
-	return &Discover{cfg: cfg, wake: make(chan struct{}, 1), kind: discovery.Waiting, sockets: map[place]*socket{}}
+	return &Discover{cfg: cfg, wake: make(chan struct{}, 1), kind: discovery.Waiting, sockets: map[place]*socket{}, trouble: map[place]string{}}
 }
 
 // Invited has this host look for the network that a token is for; nil: there is no token.
@@ -192,7 +192,7 @@ func (d *Discover) step(now time.Time) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.seeker != nil && len(d.sockets) == 0 {
-		d.seeker.Hold(fmt.Sprintf("this host has no link to announce itself on (%v)", d.trouble), now)
+		d.seeker.Hold(d.noLink(), now)
 	}
 	return d.pace.Wait(now)
 }
@@ -206,68 +206,6 @@ func (d *Discover) packet() []byte {
 	return discovery.Announcement{
 		Kind: d.kind, Network: d.network, Gossip: uint16(d.cfg.GossipPort), Identity: key.Public().(ed25519.PublicKey), Certificate: d.trust.Certificate,
 	}.Sign(key)
-}
-
-// look opens sockets on new links, and closes those of links that are gone.
-func (d *Discover) look(now time.Time) {
-	d.looked = now
-	addrs, err := link.Underlay(d.cfg.Universe)
-	if err != nil { // links change at any time: keep the sockets
-		d.report(err)
-		return
-	}
-	addrs = slices.DeleteFunc(addrs, func(a link.HostAddr) bool { return a.Tunnel })
-	d.mu.Lock()
-	d.own = addrs
-	d.mu.Unlock()
-	wanted := map[place]bool{}
-	var trouble error
-	for _, a := range addrs {
-		at := place{a.Link, a.Addr.Is6()}
-		if wanted[at] {
-			continue
-		}
-		wanted[at] = true
-		if d.sockets[at] != nil {
-			continue
-		}
-		s, err := open(at)
-		if err != nil {
-			trouble = err
-			continue
-		}
-		d.sockets[at] = s
-		go s.read(d.heard) // ends when the socket is closed
-	}
-	for at, s := range d.sockets {
-		if !wanted[at] {
-			s.Close()
-			delete(d.sockets, at)
-		}
-	}
-	d.report(trouble)
-}
-
-// report logs a new trouble.
-func (d *Discover) report(err error) {
-	if err != nil && (d.trouble == nil || d.trouble.Error() != err.Error()) {
-		d.cfg.Log.Warn("cannot look for other hosts on a link (--discover): trying again", "err", err)
-	}
-	d.trouble = err
-}
-
-// send sends a packet from each address of this host. A socket that cannot send is opened again.
-func (d *Discover) send(packet []byte) {
-	for _, a := range d.own {
-		at := place{a.Link, a.Addr.Is6()}
-		if s := d.sockets[at]; s != nil && !a.Unstable {
-			if err := s.send(packet, a.Addr); err != nil {
-				d.report(fmt.Errorf("announcing %v: %w", a.Addr, err))
-				s.Close()
-				delete(d.sockets, at)
-			}
-		}
-	}
 }
 
 // heard takes a packet of another host.

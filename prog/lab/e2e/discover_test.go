@@ -19,6 +19,7 @@ import (
 	"weft/prog/agent/discover"
 	"weft/prog/api"
 	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 )
 
 // forgedPort is the gossip port in forged announcements. No host uses it.
@@ -116,15 +117,14 @@ func TestHostsOnALANFindEachOther(t *testing.T) {
 
 	// Neither hosts without the secret nor containers can announce anything. Their announcements would be
 	// valid, but for the secret or the link.
+	if err := tool(t, l, "h1/c1", "announce", ours, "eth0", "192.0.2.1", "192.0.2.2", addrs(t, l, "h1/c1")[0]); err != nil {
+		t.Fatal(err)
+	}
 	if err := tool(t, l, "h5", "announce", other, "eth0"); err != nil {
 		t.Fatal(err)
 	}
-	if err := tool(t, l, "h1/c1", "announce", append([]string{ours, "eth0", "192.0.2.1", "192.0.2.2"}, addrs(t, l, "h1/c1")...)...); err != nil {
-		t.Fatal(err)
-	}
-	if !hears(t, l, "h4") {
-		t.Error("a host of the other network has not taken the announcement from the LAN: the test proves nothing")
-	}
+	// All hosts got the last packet at the same time, after those of the container.
+	eventually.True(t, 5*time.Second, "the host of the other network takes the announcement from the LAN", func() bool { return hears(t, l, "h4") })
 	for _, h := range []string{"h1", "h2", "h3"} {
 		if hears(t, l, h) {
 			t.Errorf("%s has taken an announcement of a container, or of another network", h)
@@ -145,5 +145,35 @@ func TestHostsOnALANFindEachOther(t *testing.T) {
 	}
 	if again := oneNetwork(t, l, "h1", "h2", "h3", "h5"); again != ring {
 		t.Errorf("after a restart the ring is %s, want %s", again, ring)
+	}
+}
+
+// If no announcement passes while hosts start, each founds a network. Once announcements pass, both hosts say so,
+// and what to do. That mends it.
+func TestNetworksFoundedApartAreReported(t *testing.T) {
+	labtest.Need(t, "nft", "nftables")
+	l := bare(t, 2)
+	ours := strings.TrimSpace(run(t, l, "h1", "weft", "token", "new"))
+	for _, h := range l.Hosts() {
+		run(t, l, h, "nft", "add table inet firewall; add chain inet firewall in { type filter hook input priority 0; }; add rule inet firewall in udp dport 6785 drop")
+	}
+	discovering(t, l, ours, "h1", "h2")
+	first := report(t, l, "h1").IPAM.Ring
+	if second := report(t, l, "h2").IPAM.Ring; first == second {
+		t.Fatal("the hosts have one ring although no announcement passes")
+	}
+	for _, h := range l.Hosts() {
+		run(t, l, h, "nft", "delete", "table", "inet", "firewall")
+	}
+	for _, h := range l.Hosts() {
+		eventually.True(t, 30*time.Second, h+" reports the two networks", func() bool {
+			return slices.ContainsFunc(report(t, l, h).Problems, func(p api.Problem) bool { return strings.Contains(p.What, "several networks were founded") })
+		})
+	}
+	says(t, run(t, l, "h2", "sh", "-c", "weft status || true"), "several networks were founded", "weft reset")
+	run(t, l, "h2", "weft", "reset")
+	discovering(t, l, ours, "h2")
+	if now := oneNetwork(t, l, "h1", "h2"); now != first {
+		t.Errorf("the ring is %s, want that of the host that was not reset, %s", now, first)
 	}
 }
