@@ -26,7 +26,10 @@ import (
 	"weft/prog/agent/view"
 	"weft/prog/state"
 	"weft/router/link"
+	"weft/router/routertest"
 )
+
+func TestMain(m *testing.M) { routertest.Main(m) }
 
 // holder returns the trust of host n, which holds a secret.
 func holder(n byte, s secret.Token) trust.Trust {
@@ -161,6 +164,19 @@ func TestASeekingHostFoundsOrJoins(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A host that cannot announce itself would found beside a host that does not hear it.
+func TestAHostWithoutALinkDoesNotFound(t *testing.T) {
+	routertest.New(t).Do(func() {
+		d, now := discovering(new(string)), time.Now()
+		d.seeker = discovery.NewSeeker(holder(1, ours).Self, now)
+		late := now.Add(discovery.Quiet)
+		d.step(late)
+		if d.seeker.Next(late) != discovery.Wait || !strings.Contains(d.seeker.Why(), "no link has an address") {
+			t.Errorf("step %d, reason %q; want that the host waits for a link", d.seeker.Next(late), d.seeker.Why())
+		}
+	})
 }
 
 func TestSeekingEndsWithTheAgent(t *testing.T) {
