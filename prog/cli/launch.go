@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -167,10 +168,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 		return err
 	}
 	given, err := a.secretGiven(f.tokenSrc, f.cluster)
-	if err == nil {
-		err = f.checkDiscover(given)
-	}
-	if err != nil {
+	if err := cmp.Or(err, f.checkDiscover(given)); err != nil {
 		return err
 	}
 	if err := statedir.Make(f.StateDir); err != nil { // the agent writes its log into this folder
