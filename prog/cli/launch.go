@@ -138,7 +138,8 @@ func (a *app) launch() *cobra.Command {
 
 The first time, without PEER, this host founds a new network and prints a token and the
 command by which the next host joins. With PEER (a host name or address, optionally with a port) it
-joins that host's network. Targets, keys and addresses are stored: later, weft launch needs
+joins that host's network. With --discover and no PEER, it looks for hosts of its network on its LANs,
+and founds the network only if there are none. Targets, keys and addresses are stored: later, weft launch needs
 no arguments.
 
 With targets, given or stored, launch also waits for a first tunnel, for 10 s at most. If no tunnel
