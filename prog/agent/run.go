@@ -91,9 +91,7 @@ func Run(ctx context.Context, opts config.Options) (err error) {
 		return err
 	}
 	control.Notify("READY=1", "STATUS=starting")
-	r.discover = discover.New(discover.Config{
-		Off: !opts.Discover, GossipPort: opts.GossipPort, Universe: opts.Universe.Asked(), Waiting: r.board.Await, Log: opts.Log,
-	})
+	r.discover = discover.New(discover.Config{Off: !opts.Discover, GossipPort: opts.GossipPort, Universe: opts.Universe.Asked(), Waiting: r.board.Await, Log: opts.Log})
 	group.Go(func() error { return r.discover.Run(ctx) })
 	p, h, err := r.prepare(ctx)
 	if err != nil {

@@ -110,6 +110,9 @@ func (o Options) Validate() error {
 	if o.Discover && o.Kubernetes.On {
 		return errors.New("--discover and --kubernetes exclude each other: the API server names the hosts")
 	}
+	if o.Discover && o.NoDiscovery {
+		return errors.New("--discover and --no-discovery exclude each other: the first connects to hosts that it finds, the second only to hosts given")
+	}
 	if o.GossipPort == o.Port {
 		return fmt.Errorf("--port and --wireguard-port are both %d: gossip and WireGuard each need a port of their own", o.Port)
 	}

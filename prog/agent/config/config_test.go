@@ -1,6 +1,9 @@
 package config
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestOnlyAStatusForOtherMachinesHasAPublicPort(t *testing.T) {
 	for addr, want := range map[string]uint16{
@@ -9,6 +12,20 @@ func TestOnlyAStatusForOtherMachinesHasAPublicPort(t *testing.T) {
 	} {
 		if got := (Options{StatusAddr: addr}).PublicStatusPort(); got != want {
 			t.Errorf("%q: %d, want %d", addr, got, want)
+		}
+	}
+}
+
+func TestDiscoverExcludesOtherSourcesOfHosts(t *testing.T) {
+	valid := Options{Discover: true, GossipPort: 6783, Port: DefaultPort, StateDir: "/s", RunDir: "/r"}
+	if err := valid.Validate(); err != nil {
+		t.Errorf("--discover alone: %v, want no error", err)
+	}
+	kubernetes, closed := valid, valid
+	kubernetes.Kubernetes.On, closed.NoDiscovery = true, true
+	for other, o := range map[string]Options{"--kubernetes": kubernetes, "--no-discovery": closed} {
+		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), other) {
+			t.Errorf("with %s: error %v, want one that names it", other, err)
 		}
 	}
 }
