@@ -184,13 +184,9 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	p.links = links.New(links.Config{
 		Self: t.Self, Refuses: o.NoRelay, Documents: p.documents, Paths: &p.measure.Value, View: seen, Banned: p.membership.Expelled, Log: log,
 	})
-	var targets func() []mesh.Target
-	if o.NoDiscovery {
-		targets = p.mesh.Targets
-	}
 	p.datapath = datapath.New(datapath.Config{
-		Targets: targets,
-		View:    seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Paths: &p.measure.Value, Relayed: &p.measure.Relayed, Underlay: p.underlay,
+		NoDiscovery: o.NoDiscovery, Targets: p.mesh.Targets,
+		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Paths: &p.measure.Value, Relayed: &p.measure.Relayed, Underlay: p.underlay,
 		Router: p.router, PresharedKey: p.pairs.Key, Empty: p.rules.source.Empty, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,
 		Tried: r.board.Wake, Log: log, Fixed: plan.Fixed{
 			PrivateKey: t.Keys.WireGuard, Port: o.Port, GossipPort: o.GossipPort, MTU: o.MTU, IPv6: r.ipv6, Resolver: !o.DNS.Off,

@@ -64,8 +64,9 @@ type Config struct {
 	Underlay Underlay
 	Router   Router
 	Fixed    plan.Fixed
-	// Targets returns the hosts to which this host may connect; nil: it may connect to all.
-	Targets func() []mesh.Target
+	// NoDiscovery means that this host may connect only to its targets.
+	NoDiscovery bool
+	Targets     func() []mesh.Target
 	// PresharedKey returns WireGuard's pre-shared key for the tunnel to a peer; zero if there is none yet.
 	PresharedKey func(peer.ID) [32]byte
 	// Empty reports why the rules of an earlier agent stay in force: no policies are known at all.
@@ -174,8 +175,8 @@ func (d *Datapath) desired(v *view.View, attached []attach.Endpoint) (plan.Plan,
 	defer done()
 	relayed := d.cfg.Relayed.Get()
 	var targets []mesh.Target
-	if d.cfg.Targets != nil {
-		targets = d.cfg.Targets()
+	if d.cfg.NoDiscovery {
+		targets = append([]mesh.Target{}, d.cfg.Targets()...)
 	}
 	return plan.Desired(plan.Inputs{
 		View: v, Node: d.cfg.NodeAddr.Get(), LinkMTU: d.linkMTU(), Endpoints: attached, Settings: d.cfg.Settings.Get(),
