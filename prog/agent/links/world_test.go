@@ -208,7 +208,11 @@ func (h *host) relays(other *host, want ...*host) {
 		ids = append(ids, r.id)
 	}
 	got := h.Relays(other.id, nil)
-	if links := h.choice.links; len(want) == 0 && !links[h.id].Cut[other.id] && !links[other.id].Cut[h.id] {
+	h.mu.Lock()
+	links := h.choice.links
+	cut := links[h.id].Cut[other.id] || links[other.id].Cut[h.id]
+	h.mu.Unlock()
+	if len(want) == 0 && !cut {
 		return
 	}
 	if !slices.Equal(got, ids) {
