@@ -30,10 +30,8 @@ func (p *Prober) outer(now time.Time) netip.AddrPort {
 // behindNAT takes a peer's outer address. It counts only while no direct address works: a peer must not make this host
 // send to many others. A peer without addresses is one to which this host must not connect.
 func (r *remote) behindNAT(now time.Time, seen netip.AddrPort) {
-	if !seen.IsValid() || len(r.Addrs) == 0 || !usable(seen.Addr()) || r.current != nil && r.current.detour == nil && r.alarm.IsZero() {
+	if !seen.IsValid() || len(r.Addrs) == 0 || !seen.Addr().IsGlobalUnicast() || r.current != nil && r.current.detour == nil && r.alarm.IsZero() {
 		return
 	}
 	r.learn(now, seen)
 }
-
-func usable(a netip.Addr) bool { return a.IsGlobalUnicast() && !a.IsLoopback() }

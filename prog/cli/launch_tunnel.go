@@ -32,7 +32,7 @@ func firstTunnel(ctx context.Context, report func(context.Context) (api.Report, 
 	for {
 		r, err := report(ctx)
 		switch waited := time.Since(start); {
-		case err == nil && (!hasTargets(r.Router) || direct(r.Router.Connections) > 0):
+		case err == nil && (!hasTargets(r.Router) || inState(r.Router.Connections, api.ConnDirect, api.ConnRelayed) > 0):
 			progress.done()
 			return nil
 		case ctx.Err() != nil:

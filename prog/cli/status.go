@@ -146,7 +146,7 @@ func printStatus(w io.Writer, r api.Report) {
 			reachable++
 		}
 	}
-	b.line("Peers", "%d (%d reachable, with %s)", len(rt.Peers), reachable, words.Count(direct(rt.Connections), "direct connection"))
+	b.line("Peers", "%d (%d reachable, with %s)", len(rt.Peers), reachable, words.Count(inState(rt.Connections, api.ConnDirect), "direct connection"))
 	if len(rt.Relays) > 0 {
 		b.line("Relay", "this host forwards for %s of hosts", words.Count(len(rt.Relays)/2, "pair"))
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,10 +24,10 @@ comes from the peer), failed (no tunnel is possible; see INFO).`
 // connectionStates has the states of connections, in the order in which they are counted.
 var connectionStates = []string{api.ConnDirect, api.ConnRelayed, api.ConnPending, api.ConnBlocked, api.ConnOneWay, api.ConnSilent, api.ConnFailed}
 
-// direct returns the number of tunnels through which packets travel both ways.
-func direct(list []api.Connection) (n int) {
+// inState returns the number of tunnels in one of some states.
+func inState(list []api.Connection, states ...string) (n int) {
 	for _, c := range list {
-		if c.State == api.ConnDirect || c.State == api.ConnRelayed {
+		if slices.Contains(states, c.State) {
 			n++
 		}
 	}

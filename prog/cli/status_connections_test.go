@@ -30,12 +30,12 @@ func TestConnectionsAreAlignedUnderAHeader(t *testing.T) {
 
 func TestConnectionsAreCountedByState(t *testing.T) {
 	var list []api.Connection
-	for _, s := range []string{api.ConnSilent, api.ConnFailed, api.ConnDirect, api.ConnOneWay, api.ConnBlocked, api.ConnPending, api.ConnDirect} {
+	for _, s := range []string{api.ConnSilent, api.ConnFailed, api.ConnDirect, api.ConnOneWay, api.ConnBlocked, api.ConnPending, api.ConnDirect, api.ConnRelayed} {
 		list = append(list, api.Connection{State: s})
 	}
-	const want = "7 (2 direct, 1 pending, 1 blocked, 1 one-way, 1 silent, 1 failed)"
-	if got := countConnections(list); got != want || direct(list) != 2 {
-		t.Errorf("the connections are %s, %d of them direct; want %s, 2 of them direct", got, direct(list), want)
+	const want = "8 (2 direct, 1 relayed, 1 pending, 1 blocked, 1 one-way, 1 silent, 1 failed)"
+	if got := countConnections(list); got != want || inState(list, api.ConnDirect) != 2 {
+		t.Errorf("the connections are %s, %d of them direct; want %s, 2 of them direct", got, inState(list, api.ConnDirect), want)
 	}
 	if got := countConnections(nil); got != "0" {
 		t.Errorf("without connections the count is %q, want 0", got)

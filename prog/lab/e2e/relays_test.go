@@ -22,13 +22,11 @@ func cutLink(t *testing.T, l *lab.Lab, a, b string) {
 // connectionTo returns the tunnel of a host to another one.
 func connectionTo(t *testing.T, l *lab.Lab, host, other string) api.Connection {
 	t.Helper()
-	for _, c := range report(t, l, host).Router.Connections {
-		if c.Nickname == other {
-			return c
-		}
+	c, ok := connections(t, l, host)[other]
+	if !ok {
+		t.Fatalf("%s has no connection to %s", host, other)
 	}
-	t.Fatalf("%s has no connection to %s", host, other)
-	return api.Connection{}
+	return c
 }
 
 // becomes waits until the tunnel between two hosts has a state, on both.
