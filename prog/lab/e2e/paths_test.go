@@ -71,16 +71,20 @@ func load(t *testing.T, l *lab.Lab, target, rules string) {
 // direct waits until the tunnels of all hosts work.
 func direct(t *testing.T, l *lab.Lab, limit time.Duration, why string) {
 	t.Helper()
-	eventually.True(t, limit, why, func() bool {
-		for _, h := range l.Hosts() {
-			for _, c := range report(t, l, h).Router.Connections {
-				if c.State != api.ConnDirect {
-					return false
-				}
+	eventually.True(t, limit, why, func() bool { return tunnelsAre(t, l, api.ConnDirect) })
+}
+
+// tunnelsAre reports whether all tunnels of all hosts are in one of the states.
+func tunnelsAre(t *testing.T, l *lab.Lab, states ...string) bool {
+	t.Helper()
+	for _, h := range l.Hosts() {
+		for _, c := range report(t, l, h).Router.Connections {
+			if !slices.Contains(states, c.State) {
+				return false
 			}
 		}
-		return true
-	})
+	}
+	return true
 }
 
 // blockade is a way to close UDP 6784 between h1 and h2. States are what each host may say, and says what its
