@@ -54,7 +54,13 @@ func readEnvelope(r io.Reader) (e envelope, err error) {
 func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wait func(), err error) {
 	s, err := m.transport.Ask(to, session.Request, streamTimeout)
 	if err != nil {
-		return nil, err
+		row := m.over(msg.To)
+		if len(row) == 0 {
+			return nil, err
+		}
+		if s, err = m.transport.AskOver(row, to, session.Request, streamTimeout); err != nil {
+			return nil, fmt.Errorf("over other members, since it does not answer: %w", err)
+		}
 	}
 	_ = s.SetDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the write
 	if err := writeEnvelope(s, envelope{Kind: kindRequest, Payload: m.sign(msg)}); err != nil {

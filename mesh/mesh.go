@@ -90,6 +90,10 @@ type Config struct {
 	// is no tunnel. Neither may block or call the mesh, and both may be nil.
 	Best   func(peer.ID) netip.Addr
 	Inside func(peer.ID) []netip.Addr
+	// Relays returns other peers in a row over which a peer is reached that does not answer directly; empty: none. NoRelay
+	// means that this host passes nothing on for others.
+	Relays  func(peer.ID) []peer.ID
+	NoRelay bool
 	// NoDiscovery means that this host connects only to its targets. It reaches others through their tunnels.
 	NoDiscovery bool
 	// Changed is called after every change to any peer. It must not block.

@@ -23,7 +23,7 @@ func (m *Mesh) newTransport(ctx context.Context, conf *memberlist.Config) (*sess
 	}
 	t, err := session.New(session.Config{
 		Identity: m.cfg.Identity, Run: m.name, Network: network, Refused: m.reject,
-		Best: m.best, Addresses: m.recorded, Inside: m.inside, Confined: m.confined, Knows: m.isPlace,
+		Best: m.best, Addresses: m.recorded, Inside: m.inside, Confined: m.confined, Knows: m.isPlace, Find: m.passable,
 		Older: m.tellOlder, OlderThere: m.greetOlder,
 		Moved:   m.lostPackets,
 		Show:    m.show,
@@ -64,7 +64,7 @@ func (m *Mesh) welcome(p session.Peer, use session.Use) error {
 		return errors.New("its token is of another network: check the address and the token")
 	case use == session.Admit:
 		return nil
-	case use < session.Keys || use > session.Admit:
+	case use < session.Keys || use > session.Forward:
 		return errUnknownUse
 	}
 	err := m.checkMember(p.Key, p.Body)

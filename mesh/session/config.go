@@ -28,6 +28,9 @@ type Config struct {
 	// Knows reports whether a peer has an address. This host dials nobody else because of a packet: whoever
 	// it dials sees its certificate.
 	Knows func(netip.Addr) bool
+	// Find returns the address of a run of another member, to which this host passes the streams of members that ask
+	// for it. It may be nil: then this host passes none on.
+	Find func(run string) (memberlist.Address, bool)
 	// Show returns what this host shows to the other end of a stream with this use.
 	Show func(Use) []byte
 	// Welcome refuses the other end of a stream; nil: it is welcome. The other end is told the error.

@@ -195,6 +195,8 @@ func (t *Transport) accept(raw net.Conn) {
 		case <-t.done:
 			s.Close()
 		}
+	case Forward:
+		t.pass(s)
 	default:
 		t.cfg.Serve(s)
 	}

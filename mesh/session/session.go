@@ -42,6 +42,7 @@ const (
 	Gossip  Use = 2 // a message of memberlist, and its answer
 	Request Use = 3 // a request of the mesh, and its reply
 	Admit   Use = 4 // a host asks to become a member
+	Forward Use = 5 // to be passed on to another member, see over.go
 )
 
 // Peer is the other end of a session. TLS proved that it has the key.

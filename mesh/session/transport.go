@@ -20,6 +20,7 @@ type Transport struct {
 	table    table
 	routes   routes
 	door     door
+	passes   passes
 	stranger pace // dials to the senders of packets under unknown keys
 	lookups  pace // calls of Knows
 

@@ -80,7 +80,7 @@ type parts struct {
 
 // wire makes the components, each from those above it. The picture of the agent in
 // site/docs/architecture.md shows which component uses which: each arrow is a field of a Config here.
-// Only the callbacks of the network (Changed, Owns, Best, Inside, Tunnels, Heard) use components that are made later.
+// Only the callbacks of the network (Changed, Owns, Best, Relays, Inside, Tunnels, Heard) use components that are made later.
 func (r *run) wire(h host) (*parts, error) {
 	p := &parts{founding: r.founding, settings: r.settings}
 	if err := r.wireNetwork(h, p); err != nil {
@@ -109,9 +109,10 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 		Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
 		Changed: func() { p.view.Wake() }, Owns: func(id peer.ID) bool { return r.owns(p.view.Get(), id) },
 		Banned: p.membership.Banned, Admit: p.membership.Admitter(),
-		NoDiscovery: o.NoDiscovery,
-		Best:        func(id peer.ID) netip.Addr { return p.measure.Best(id) },
-		Inside:      func(id peer.ID) []netip.Addr { return plan.Inside(p.view.Get(), p.datapath.Tunnels(), id, r.ipv6) },
+		NoDiscovery: o.NoDiscovery, NoRelay: o.NoRelay,
+		Relays: func(id peer.ID) []peer.ID { return p.links.Relays(id, nil) },
+		Best:   func(id peer.ID) netip.Addr { return p.measure.Best(id) },
+		Inside: func(id peer.ID) []netip.Addr { return plan.Inside(p.view.Get(), p.datapath.Tunnels(), id, r.ipv6) },
 	})
 	if err != nil {
 		return err
@@ -182,7 +183,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 		return err
 	}
 	p.links = links.New(links.Config{
-		Self: t.Self, Refuses: o.NoRelay, Documents: p.documents, Paths: &p.measure.Value, View: seen, Banned: p.membership.Expelled, Log: log,
+		Self: t.Self, Refuses: o.NoRelay, Documents: p.documents, Paths: &p.measure.Value, Relayed: &p.measure.Relayed, View: seen, Banned: p.membership.Expelled, Log: log,
 	})
 	p.datapath = datapath.New(datapath.Config{
 		NoDiscovery: o.NoDiscovery, Targets: p.mesh.Targets,

@@ -130,3 +130,26 @@ func TestHostsBehindNATReachAllOthers(t *testing.T) {
 		})
 	}
 }
+
+// Two hosts that joined by tokens, both behind a symmetric NAT, cannot dial each other. They agree on their pre-shared
+// key over the public host, which then is their relay. It does not have that key.
+func TestHostsWithoutTheSecretBehindNAT(t *testing.T) {
+	labtest.Waits(t)
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true, Underlay: "4"})
+	for _, h := range []string{"h2", "h3"} {
+		if err := l.SetNAT(t.Context(), h, node.Symmetric, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	launchFounder(t, l)
+	for _, h := range []string{"h2", "h3"} {
+		joinBy(t, l, h, newToken(t, l, "h1"), "192.0.2.1")
+	}
+	becomes(t, l, 60*time.Second, "h2", "h3", api.ConnRelayed, "(h1)")
+	plugEach(t, l, l.Hosts()...)
+	reachEachOther(t, l, l.Hosts()...)
+	pairKeys(t, l)
+	eventually.True(t, 60*time.Second, "gossip of h2 and h3 goes through their tunnel", func() bool {
+		return connections(t, l, "h2")["h3"].Gossip && connections(t, l, "h3")["h2"].Gossip
+	})
+}
