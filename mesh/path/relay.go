@@ -76,6 +76,9 @@ const (
 	clockSetBack = time.Minute
 	// maxLegs and maxLegsPerHost bound what peers can make a relay store.
 	maxLegs, maxLegsPerHost = 1024, 256
+	// ManyPairs is for how many pairs of hosts a relay forwards before others should choose another one: some that are on
+	// their way still find room.
+	ManyPairs = maxLegs / 2 * 15 / 16
 	// maxChanges is how many changes of this host's rules a peer can cause in a second.
 	maxChanges = 20
 )

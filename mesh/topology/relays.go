@@ -175,9 +175,9 @@ func (s *search) better(a, b step) step {
 // reach reports whether two peers reach each other. If one says that it does not, the link is cut for both.
 func reach(a, b peer.ID, one, other Links) bool { return !one.Cut[b] && !other.Cut[a] }
 
-// distance is the order of magnitude of a round trip, from 1: in powers of two of a millisecond.
+// distance is a round trip, in units of half a millisecond and rounded to a power of two.
 func distance(a, b peer.ID, one, other Links) int {
-	return 1 + Order(cmp.Or(max(one.to(b), other.to(a), 0), usualRTT))
+	return 1 << min(Order(cmp.Or(max(one.to(b), other.to(a), 0), usualRTT)), maxOrder)
 }
 
 // to returns the round trip to a peer; 0 if l does not say it.

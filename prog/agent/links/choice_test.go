@@ -166,6 +166,29 @@ func TestAHostThatRefusesIsNotTaken(t *testing.T) {
 	})
 }
 
+// A relay with little room left refuses further pairs, and takes some again once it has much room.
+func TestAFullRelayIsNotTaken(t *testing.T) {
+	in(t, 4, func(t *testing.T, w *world) {
+		a, b, c, d := w.hosts[0], w.hosts[1], w.hosts[2], w.hosts[3]
+		a.run(false)
+		c.run(false)
+		a.measures(b, path.Unheard, 0)
+		a.measures(c, path.Direct, time.Millisecond)
+		a.measures(d, path.Direct, 40*time.Millisecond)
+		forwards := func(pairs int) {
+			c.relayed.Set(measure.Relayed{Pairs: make([]path.Pair, pairs)})
+			time.Sleep(10 * time.Second)
+		}
+		for _, step := range []struct {
+			pairs int
+			relay *host
+		}{{path.ManyPairs - 1, c}, {path.ManyPairs, d}, {path.ManyPairs - 1, d}, {path.ManyPairs * 3 / 4, c}, {path.ManyPairs - 1, c}} {
+			forwards(step.pairs)
+			a.relays(b, step.relay)
+		}
+	})
+}
+
 func TestOnlyCapablePeersRelay(t *testing.T) {
 	in(t, 4, func(t *testing.T, w *world) {
 		a, b, c, d := w.hosts[0], w.hosts[1], w.hosts[2], w.hosts[3]

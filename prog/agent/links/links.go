@@ -2,7 +2,8 @@
 // tell.
 //
 // A Links owns this host's document of the kind "links", and the list of its cut links. Its goroutine keeps the
-// document equal to what is measured. A host that reaches all others, and may relay, has no document. A document
+// document equal to what is measured. A host that reaches all others, and relays, has no document. One with
+// little room for more pairs says that it refuses: those that use it stay, and others choose another one. A document
 // counts only if the peer that it is about wrote it. It can only cut links of that peer itself. So a lie harms no
 // other host. The choice is a pure function (topology.Relays). A Links changes no route and no tunnel.
 //
@@ -68,6 +69,7 @@ type Config struct {
 	Refuses   bool
 	Documents Documents
 	Paths     live.Reader[measure.Paths]
+	Relayed   live.Reader[measure.Relayed]
 	View      live.Reader[*view.View]
 	Banned    func(peer.ID) bool
 	// Capable reports whether this version can use a peer as a relay; nil: it can use all.
@@ -99,7 +101,7 @@ type Links struct {
 }
 
 // versions are those of the inputs.
-type versions struct{ paths, view, documents uint64 }
+type versions struct{ paths, relayed, view, documents uint64 }
 
 // New makes Links; Run starts them. Relays works before that.
 func New(cfg Config) *Links {
@@ -134,6 +136,7 @@ func (l *Links) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-l.wake:
 		case <-l.cfg.Paths.Changed(inputs.paths):
+		case <-l.cfg.Relayed.Changed(inputs.relayed):
 		case <-l.cfg.View.Changed(inputs.view):
 		}
 		timer.Stop()
@@ -149,7 +152,8 @@ func (l *Links) refresh(now time.Time) {
 	}
 	paths, pathsVersion := l.cfg.Paths.Read()
 	v, viewVersion := l.cfg.View.Read()
-	next := versions{pathsVersion, viewVersion, documents}
+	relayed, relayedVersion := l.cfg.Relayed.Read()
+	next := versions{pathsVersion, relayedVersion, viewVersion, documents}
 	if next == last && now.Before(l.again) {
 		l.again = earliest(l.again, again)
 		return
@@ -161,13 +165,14 @@ func (l *Links) refresh(now time.Time) {
 		l.others.read(l.cfg.Documents.List(Kind), l.cfg.Self)
 		l.own.read(l.cfg.Documents.Get(Kind, l.cfg.Self.String()), l.cfg.Self)
 	}
+	l.own.refuses = l.cfg.Refuses || busy(len(relayed.Pairs), l.own.told.Refuses)
 	if v == nil {
 		return
 	}
 	s := standings{View: v, banned: l.cfg.Banned, now: now}
 	l.again = earliest(again, l.own.observe(s, paths, l.others.links))
 	links := l.others.counting(s)
-	links[l.cfg.Self] = l.own.links(l.cfg.Refuses)
+	links[l.cfg.Self] = l.own.links()
 	if l.choice.set(l.cfg.Self, s.candidates(l.cfg.Self, l.cfg.Capable), links, told) {
 		l.Set(struct{}{})
 	}
@@ -201,7 +206,7 @@ func (l *Links) Told(id peer.ID) topology.Links {
 func (l *Links) publish(now time.Time) (versions, time.Time) {
 	l.mu.Lock()
 	l.refresh(now)
-	seen, next, want, have := l.seen, l.again, l.own.wanted(now, l.cfg.Refuses), l.own.told
+	seen, next, want, have := l.seen, l.again, l.own.wanted(now), l.own.told
 	l.mu.Unlock()
 	change := mesh.Change{Kind: Kind, Name: l.cfg.Self.String(), Deleted: want.IsZero()}
 	doc := l.cfg.Documents.Get(Kind, change.Name)

@@ -23,6 +23,11 @@ const (
 	gossipLooks, gossipDoubts = 3 * time.Second, 4 * time.Second
 )
 
+// busy reports whether a relay should get no more pairs. One that said so has much room before it takes others.
+func busy(pairs int, said bool) bool {
+	return pairs >= path.ManyPairs || said && pairs > path.ManyPairs*4/5
+}
+
 // cut is a link that does not work.
 type cut struct {
 	since time.Time // when it failed
@@ -36,6 +41,8 @@ type own struct {
 	loaded bool           // whether its document was read once
 	cuts   map[peer.ID]*cut
 	paths  measure.Paths // as of the last observation
+	// refuses means that this host relays for nobody, or for no more than it does.
+	refuses bool
 }
 
 // read reads this host's document. What an earlier run told stays cut until it is measured.
@@ -101,8 +108,8 @@ func (o *own) observe(s standings, paths measure.Paths, others map[peer.ID]read)
 }
 
 // wanted returns what this host's document should say now.
-func (o *own) wanted(now time.Time, refuses bool) topology.Links {
-	out := topology.Links{Refuses: refuses, Cut: map[peer.ID]bool{}}
+func (o *own) wanted(now time.Time) topology.Links {
+	out := topology.Links{Refuses: o.refuses, Cut: map[peer.ID]bool{}}
 	for id, c := range o.cuts {
 		if o.told.Cut[id] || c.up.IsZero() && !c.tell.After(now) {
 			out.Cut[id] = true
@@ -115,12 +122,12 @@ func (o *own) wanted(now time.Time, refuses bool) topology.Links {
 }
 
 // links returns this host's links for its own choice: new cuts count at once.
-func (o *own) links(refuses bool) topology.Links {
+func (o *own) links() topology.Links {
 	out := o.told
 	if len(out.Cut) == 0 {
 		out.Usual, out.RTT = o.roundTrips()
 	}
-	out.Refuses, out.Cut = refuses, make(map[peer.ID]bool, len(o.cuts))
+	out.Refuses, out.Cut = o.refuses, make(map[peer.ID]bool, len(o.cuts))
 	for id := range o.cuts {
 		out.Cut[id] = true
 	}

@@ -34,13 +34,14 @@ type world struct {
 type host struct {
 	*mesh.Documents
 	*Links
-	w      *world
-	id     peer.ID
-	disk   *meshtest.Disk
-	paths  live.Value[measure.Paths]
-	view   live.Value[*view.View]
-	writes atomic.Int32
-	wakes  atomic.Pointer[Links] // those that hear of changed documents
+	w       *world
+	id      peer.ID
+	disk    *meshtest.Disk
+	paths   live.Value[measure.Paths]
+	relayed live.Value[measure.Relayed]
+	view    live.Value[*view.View]
+	writes  atomic.Int32
+	wakes   atomic.Pointer[Links] // those that hear of changed documents
 }
 
 func key(n int) ed25519.PrivateKey {
@@ -95,7 +96,7 @@ func in(t *testing.T, n int, test func(*testing.T, *world)) {
 // config returns the configuration of a host's Links.
 func (h *host) config(refuses bool) Config {
 	return Config{
-		Self: h.id, Refuses: refuses, Documents: counted{h.Documents, &h.writes}, Paths: &h.paths, View: &h.view,
+		Self: h.id, Refuses: refuses, Documents: counted{h.Documents, &h.writes}, Paths: &h.paths, Relayed: &h.relayed, View: &h.view,
 		Banned: func(id peer.ID) bool { return h.w.banned[id] }, Log: slog.New(slog.DiscardHandler),
 	}
 }

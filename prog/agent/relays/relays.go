@@ -95,6 +95,13 @@ func (r *Relays) Status(v *view.View) (out []api.Relay) {
 // Problems names pairs that send more than this host forwards.
 func (r *Relays) Problems(v *view.View) (list []problem.Problem) {
 	r.look()
+	if n := len(r.cfg.Relayed.Get().Pairs); n >= path.ManyPairs {
+		list = append(list, problem.Problem{
+			Reason: problem.Port, About: "relay",
+			What:   fmt.Sprintf("this host is the relay of %d pairs of hosts that do not reach each other, and has no room for many more", n),
+			Effect: "further pairs use other relays, or have no connection", Fix: fmt.Sprintf("open UDP %d between your hosts, both ways, so that they need no relay", v.Own.Port),
+		})
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for p, d := range r.drops {

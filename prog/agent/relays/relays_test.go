@@ -3,6 +3,7 @@ package relays
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -50,6 +51,11 @@ func TestARelayShowsWhatItForwards(t *testing.T) {
 		if list := r.Problems(v); len(list) != 0 {
 			t.Errorf("a minute later the problems are %v, want none", list)
 		}
+		relayed.Set(measure.Relayed{Pairs: slices.Repeat([]path.Pair{pair}, path.ManyPairs)})
+		if list := r.Problems(v); len(list) != 1 || !strings.Contains(list[0].String(), "480 pairs of hosts") {
+			t.Errorf("the problems of a full relay are %v, want one with the number of its pairs", list)
+		}
+		relayed.Set(measure.Relayed{Pairs: []path.Pair{pair}})
 		if failed = errors.New("no netlink"); len(r.Status(v)) != 0 {
 			t.Errorf("the status is %v without counters, want nothing", r.Status(v))
 		}
