@@ -25,7 +25,7 @@ type need struct {
 	iptables []string
 	nft      []string
 	ufw      []string // empty: ufw's command line cannot express this rule
-	port     string   // for firewalld's --add-port; empty: the zone of Weft's links accepts the packets; the constant replies: firewalld's own rules accept them
+	port     string   // for firewalld's --add-port; empty: the zone of Weft's links accepts the packets; or one of the constants replies and through
 	packet   nft.Packet
 }
 
@@ -36,8 +36,9 @@ const (
 	otherPort   = 8080
 	endpoints   = link.EndpointPrefix + "0"
 	dns         = 53
-	replies     = "replies"
-	maxUnderlay = 16 // bounds the peers whose routes are checked
+	replies     = "replies" // firewalld's own rules accept them
+	through     = "through" // a zone must forward them
+	maxUnderlay = 16        // bounds the peers whose routes are checked, and the pairs of peers
 )
 
 // needs returns every kind of packet that this configuration needs, in both families.
@@ -66,7 +67,7 @@ func (c Config) needs() (out []need) {
 			})
 		}
 	}
-	return everywhere(append(out, c.underlay()...))
+	return everywhere(slices.Concat(out, c.underlay(), c.relayed()))
 }
 
 // everywhere adds the prerouting and postrouting hooks, which the same packets traverse too.
@@ -214,6 +215,43 @@ func (c Config) underlay() (out []need) {
 			{"gossip over TCP", unix.IPPROTO_TCP, c.Gossip}, {udpGossip, unix.IPPROTO_UDP, c.Gossip}, {"the encrypted tunnel", unix.IPPROTO_UDP, c.Port},
 		} {
 			out = append(out, hostPort(port.what, port.protocol, port.number, l.Attrs().Name, p, own)...)
+		}
+	}
+	return out
+}
+
+// relayed returns the packets that this host forwards between its peers, as they are after the prerouting hook.
+func (c Config) relayed() (out []need) {
+	h, err := link.Handle()
+	if err != nil {
+		return nil
+	}
+	defer h.Close()
+	towards := func(to netip.Addr) string {
+		route, err := h.RouteGet(to.AsSlice())
+		if err != nil || len(route) == 0 {
+			return ""
+		}
+		l, err := h.LinkByIndex(route[0].LinkIndex)
+		if err != nil {
+			return ""
+		}
+		return l.Attrs().Name
+	}
+	for _, pair := range c.Relays.Pairs[:min(len(c.Relays.Pairs), maxUnderlay)] {
+		for i, source := range pair {
+			target := pair[1-i]
+			from, to := source.Host.Addr().Unmap(), target.Host.Addr().Unmap()
+			p := nft.Packet{Protocol: unix.IPPROTO_UDP, SrcPort: target.Own.Port(), DstPort: target.Host.Port()}
+			side, whence := "sport", "from"
+			if target.Own.Port() != c.Port { // another relay comes next
+				side, whence = "dport", "to"
+			}
+			out = append(out, need{
+				what: "tunnels between other hosts, which this host relays", hook: nftables.ChainHookForward, packet: p.From(towards(from), from).To(towards(to), to),
+				iptables: []string{fmt.Sprintf("-p udp --%s %d", side, c.Port)}, nft: []string{fmt.Sprintf("udp %s %d", side, c.Port)},
+				ufw: []string{fmt.Sprintf("route allow proto udp %s any port %d", whence, c.Port)}, port: through,
+			})
 		}
 	}
 	return out

@@ -146,7 +146,11 @@ func zones(needs []need, blocks []nft.Block) (out []string) {
 		default:
 			for _, zone := range zonesOf(b) {
 				order = once(order, zone)
-				ports[zone] = once(ports[zone], "--add-port="+n.port)
+				argument := "--add-port=" + n.port
+				if n.port == through {
+					argument = "--add-forward"
+				}
+				ports[zone] = once(ports[zone], argument)
 			}
 		}
 	}

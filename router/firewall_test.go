@@ -14,6 +14,7 @@ import (
 
 	"weft/ipam/slot"
 	"weft/mesh/topology"
+	"weft/router/nft"
 	"weft/router/routertest"
 )
 
@@ -57,6 +58,17 @@ func smallUniverse(c *Config) {
 
 // withoutPeers removes all peers.
 func withoutPeers(c *Config) { c.Tunnels = nil }
+
+// relaying makes this host the relay of a pair of hosts in each family.
+func relaying(c *Config) {
+	leg := func(host, own string) nft.Leg {
+		return nft.Leg{Host: netip.MustParseAddrPort(host), Own: netip.MustParseAddrPort(own)}
+	}
+	c.Relays.Pairs = []nft.Pair{
+		{leg("192.0.2.7:20001", "192.0.2.1:6784"), leg("192.0.2.8:20002", "192.0.2.1:6784")},
+		{leg("[2001:db8::7]:20001", "[2001:db8::1]:6784"), leg("[2001:db8::8]:20002", "[2001:db8::1]:6784")},
+	}
+}
 
 // load loads rules: either text in nft's language, or the file that a firewall generated, which is
 // name.nft, or name.v4 and name.v6.
@@ -232,6 +244,22 @@ func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 		"rules that depend on marks and rates": {
 			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop;\n meta mark 1 accept\n }\n" +
 				"chain i { type filter hook input priority 0; limit rate over 10/second drop; meta mark 1 drop; }\n}\n",
+		},
+		"Docker on a relay": {
+			rules:  "docker",
+			want:   []string{"Docker drops", "tunnels between other hosts, which this host relays", "iptables -I DOCKER-USER -p udp --sport 6784 -j ACCEPT", "ip6tables -I FORWARD -p udp --sport 6784 -j ACCEPT"},
+			change: relaying,
+		},
+		"nftables on a relay between a host and another relay": {
+			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop; iifname \"weft*\" accept; oifname \"weft*\" accept\n }\n}\n",
+			want:  []string{"drops tunnels between other hosts", "mine f udp sport 6784 accept", "mine f udp dport 6784 accept"},
+			not:   []string{"containers"},
+			change: func(c *Config) {
+				relaying(c)
+				for i := range c.Relays.Pairs {
+					c.Relays.Pairs[i][1] = nft.Leg{Host: netip.AddrPortFrom(c.Relays.Pairs[i][1].Host.Addr(), 6784), Own: netip.AddrPortFrom(c.Relays.Pairs[i][1].Own.Addr(), 20007)}
+				}
+			},
 		},
 		"an accept before a later drop": {
 			rules: "table inet mine {\n chain f { type filter hook forward priority 0; iifname \"weft*\" accept; oifname \"weft*\" accept; drop; }\n}\n",
