@@ -148,10 +148,10 @@ func TestTheNearestRelaysShareThePairs(t *testing.T) {
 // One near link does not make up for a far one.
 func TestTheSumOfRoundTripsCounts(t *testing.T) {
 	a, b, even, uneven := peer.ID{1}, peer.ID{2}, peer.ID{3}, peer.ID{4}
-	ms := func(n time.Duration) time.Duration { return n * time.Millisecond }
+	const near, middle, far = time.Millisecond, 40 * time.Millisecond, 500 * time.Millisecond
 	links := map[peer.ID]Links{
-		a: {Cut: map[peer.ID]bool{b: true}, RTT: map[peer.ID]time.Duration{even: ms(40), uneven: ms(1)}},
-		b: {RTT: map[peer.ID]time.Duration{even: ms(40), uneven: ms(500)}},
+		a: {Cut: map[peer.ID]bool{b: true}, RTT: map[peer.ID]time.Duration{even: middle, uneven: near}},
+		b: {RTT: map[peer.ID]time.Duration{even: middle, uneven: far}},
 	}
 	if got := Relays(a, b, []peer.ID{a, b, even, uneven}, links); !slices.Equal(got, []peer.ID{even}) {
 		t.Errorf("the relays are %v, want the one by which the whole round trip is shorter", got)
