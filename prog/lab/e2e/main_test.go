@@ -168,14 +168,22 @@ func established(t *testing.T, l *lab.Lab) {
 	}
 }
 
-// signalAgent sends a signal to the agent of the host with this number.
+// signalAgent sends a signal to the agent of the host with this number. After STOP it waits until the agent has stopped.
 func signalAgent(t *testing.T, l *lab.Lab, host int, signal string) {
 	t.Helper()
 	s, err := l.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, l, s.Hosts[host].Name, "sh", "-c", fmt.Sprintf("kill -%s %d", signal, s.Hosts[host].Agent[0]))
+	name, pid := s.Hosts[host].Name, s.Hosts[host].Agent[0]
+	run(t, l, name, "sh", "-c", fmt.Sprintf("kill -%s %d", signal, pid))
+	if signal != "STOP" {
+		return
+	}
+	eventually.True(t, 5*time.Second, "all threads of the agent have stopped", func() bool {
+		states := run(t, l, name, "sh", "-c", fmt.Sprintf("grep -h ^State /proc/%d/task/*/status", pid))
+		return strings.Count(states, "\n") == strings.Count(states, "T (stopped)")
+	})
 }
 
 // addRoute adds a route to PREFIX through GATEWAY.
