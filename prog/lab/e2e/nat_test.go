@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,6 +129,63 @@ func TestHostsBehindNATReachAllOthers(t *testing.T) {
 			}
 			return nil
 		})
+	}
+}
+
+// Half of 20 hosts are behind NATs of all kinds. All reach each other: directly unless one NAT is symmetric and the other
+// one is symmetric or restricted, and over hosts that are behind no such NAT otherwise.
+func TestHalfOfTwentyHostsAreBehindNAT(t *testing.T) {
+	labtest.Waits(t)
+	l := labtest.New(t, lab.Options{Hosts: 20, Containers: 1, Bare: true, Underlay: "4"})
+	staysSealed(t, l)
+	kinds := map[string]node.NATKind{}
+	for i, h := range l.Hosts()[10:] {
+		kinds[h] = node.NATKinds[i%len(node.NATKinds)]
+		if err := l.SetNAT(t.Context(), h, kinds[h], 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	launchFounder(t, l)
+	start := time.Now()
+	for _, h := range l.Hosts()[1:] {
+		if err := l.Launch(t.Context(), h, token(t, l), "h1", "h2"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("19 hosts were launched within %v", time.Since(start))
+	wanted := func(a, b string) string {
+		x, y := kinds[a], kinds[b]
+		if x == node.Symmetric && (y == node.Symmetric || y == node.Restricted) || y == node.Symmetric && x == node.Restricted {
+			return api.ConnRelayed
+		}
+		return api.ConnDirect
+	}
+	took := eventually.Nil(t, 2*time.Minute, "all hosts have tunnels to all others, and gossip reaches all", func() error {
+		for _, a := range l.Hosts() {
+			all := connections(t, l, a)
+			for _, b := range l.Hosts() {
+				c := all[b]
+				switch {
+				case a == b:
+				case c.State != wanted(a, b):
+					return fmt.Errorf("the tunnel of %s to %s is %q (%s), want %s", a, b, c.State, c.Info, wanted(a, b))
+				case !c.Gossip:
+					return fmt.Errorf("gossip of %s does not reach %s: %s", a, b, c.Info)
+				case slices.ContainsFunc(c.Via, func(via string) bool { return strings.Contains(via, "("+a+")") || strings.Contains(via, "("+b+")") }):
+					return fmt.Errorf("the tunnel of %s to %s goes over itself: %v", a, b, c.Via)
+				}
+			}
+		}
+		return nil
+	})
+	t.Logf("all tunnels worked %v after the last host was launched", took)
+	some := append([]string{"h1", "h10"}, l.Hosts()[10:16]...) // two of each kind
+	plugEach(t, l, some...)
+	reachEachOther(t, l, some...)
+	for _, h := range l.Hosts() {
+		if w := strings.Join(report(t, l, h).Warnings, "\n"); strings.Contains(w, "UDP 6784") {
+			t.Errorf("%s warns of tunnels, which all work: %s", h, w)
+		}
 	}
 }
 
