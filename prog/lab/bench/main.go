@@ -24,7 +24,7 @@ import (
 )
 
 // limit is the time limit of a whole run.
-const limit = 15 * time.Minute
+const limit = 20 * time.Minute
 
 // benchmarks lists all benchmarks. They run one after the other, each in its own labs, and print tables.
 var benchmarks = []struct {
@@ -32,6 +32,7 @@ var benchmarks = []struct {
 	run  func(context.Context, *bench) error
 }{
 	{"stream", stream},
+	{"relay", relay},
 	{"cni", cni},
 	{"join", join},
 	{"idle", idle},
@@ -52,6 +53,7 @@ var helpers = map[string]func(context.Context, []string) error{
 	"fetch":           fetch,
 	"echo":            echo,
 	"volley":          volley,
+	"round-trips":     roundTripHelper,
 }
 
 // bench is one run of the program.
