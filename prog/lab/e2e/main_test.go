@@ -38,7 +38,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	labtest.Main(m, map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "release": release, "get": get, "streams": streams, "disarmed": disarmed, "resolve": resolve, "await": await, "upstream": upstream, "pod": pod, "tunnels": tunnels, "knock": knock, "demand": demand, "flow": flowing, "announce": announceForged})
+	labtest.Main(m, map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "release": release, "get": get, "streams": streams, "disarmed": disarmed, "resolve": resolve, "await": await, "upstream": upstream, "pod": pod, "tunnels": tunnels, "knock": knock, "demand": demand, "flow": flowing, "from-all-ports": fromAllPorts, "announce": announceForged})
 }
 
 // tool runs one of this program's tools on a host or in a container.
