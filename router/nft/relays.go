@@ -55,7 +55,7 @@ type Pair [2]Leg
 
 // PairRate limits what a relay forwards from one host to another, in MiB per second. The kernel lets the amount of a
 // second and pairBurst, in MiB, pass at once.
-const PairRate, pairBurst = 128, 16
+const PairRate, pairBurst = 512, 64
 
 func (r Relays) equal(o Relays) bool {
 	return slices.Equal(r.Detours, o.Detours) && slices.Equal(r.Pairs, o.Pairs) && slices.Equal(r.Late, o.Late)

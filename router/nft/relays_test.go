@@ -1,12 +1,15 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weft/mesh/path"
 	"weft/router/routertest"
@@ -198,8 +201,16 @@ func TestRelaysLimitTheRateOfAPair(t *testing.T) {
 	l := newRelayLab(t, "IPv4")
 	l.load(true)
 	l.expect("first", l.sockA, netip.AddrPortFrom(l.addrB, 6784), l.sockB, netip.AddrPortFrom(l.addrA, 6784)) // the neighbours know each other
+	raw, err := l.sockA.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 1400 // the kernel cuts what is written into datagrams of this size, as for WireGuard
+	if err := errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) }), err); err != nil {
+		t.Fatal(err)
+	}
 	start, sent := time.Now(), 0
-	for b := make([]byte, 60_000); sent < 500<<20; sent += len(b) {
+	for b := make([]byte, 40*size); sent < 4<<30; sent += len(b) {
 		if _, err := l.sockA.WriteToUDPAddrPort(b, netip.AddrPortFrom(l.addrB, 6784)); err != nil {
 			t.Fatal(err)
 		}

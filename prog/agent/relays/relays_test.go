@@ -44,7 +44,7 @@ func TestARelayShowsWhatItForwards(t *testing.T) {
 			t.Errorf("the status is %+v with problems %v, want 1000 and 2000 bytes, and no problem", all, r.Problems(v))
 		}
 		counters[1].Dropped = 5
-		if list := r.Problems(v); len(list) != 1 || !strings.Contains(list[0].String(), "128 MiB per second") {
+		if list := r.Problems(v); len(list) != 1 || !strings.Contains(list[0].String(), "512 MiB per second") {
 			t.Errorf("the problems are %v, want one with the limit", list)
 		}
 		time.Sleep(dropsLast)

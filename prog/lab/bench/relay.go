@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	relayRounds   = 10
+	relayRounds   = 5   // a tunnel that moved often stays on a relay for 3 s more with each move
 	relayLeast    = 0.6 // budget: throughput over a relay, relative to the direct tunnel
-	relayWait     = time.Minute
+	relayWait     = 2 * time.Minute
 	roundTrips    = 1000
 	roundTripRest = 2 * time.Millisecond // pause before a question, so that no queue forms
 )
