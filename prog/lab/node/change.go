@@ -6,13 +6,15 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/router/link"
 )
 
 // setMTU sets the MTU of one link.
 func setMTU(name string, mtu int) error {
-	link, err := netlink.LinkByName(name)
+	l, err := netlink.LinkByName(name)
 	if err == nil {
-		err = netlink.LinkSetMTU(link, mtu)
+		err = netlink.LinkSetMTU(l, mtu)
 	}
 	if err != nil {
 		return fmt.Errorf("set the MTU of %s to %d: %w", name, mtu, err)
@@ -31,7 +33,9 @@ func setRouteMTU(prefix string, mtu int) error {
 		family = netlink.FAMILY_V6
 	}
 	filter := &netlink.Route{Dst: dst, Table: unix.RT_TABLE_MAIN}
-	routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	routes, err := link.Dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return fmt.Errorf("list the routes to %v: %w", dst, err)
 	}
@@ -50,13 +54,13 @@ func setRouteMTU(prefix string, mtu int) error {
 // listPorts adds the hosts' ports on all switches. A router's ports are left out: what they carry has also
 // passed, or will pass, a host's port.
 func listPorts(info *Info) error {
-	links, err := netlink.LinkList()
+	links, err := link.Dump(netlink.LinkList)
 	if err != nil {
 		return err
 	}
-	for _, link := range links {
-		if _, router := RouterHost(link.Attrs().Name); link.Attrs().MasterIndex != 0 && !router {
-			info.Ports = append(info.Ports, link.Attrs().Name)
+	for _, l := range links {
+		if _, router := RouterHost(l.Attrs().Name); l.Attrs().MasterIndex != 0 && !router {
+			info.Ports = append(info.Ports, l.Attrs().Name)
 		}
 	}
 	return nil

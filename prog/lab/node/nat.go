@@ -143,7 +143,7 @@ func addNATTable(conn *nftables.Conn, nat NAT) error {
 	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
 	forward := r.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
 	for _, chain := range []*nftables.Chain{input, forward} {
-		r.add(chain, link(expr.MetaKeyIIFNAME, SecondLink), accept)
+		r.add(chain, matchLink(expr.MetaKeyIIFNAME, SecondLink), accept)
 		r.add(chain, hasBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
 	}
 	if nat.Kind == FullCone {
@@ -156,7 +156,7 @@ func addNATTable(conn *nftables.Conn, nat NAT) error {
 			return err
 		}
 	}
-	r.add(out, link(expr.MetaKeyOIFNAME, HostLink), []expr.Any{&expr.Masq{FullyRandom: nat.Kind == Symmetric}})
+	r.add(out, matchLink(expr.MetaKeyOIFNAME, HostLink), []expr.Any{&expr.Masq{FullyRandom: nat.Kind == Symmetric}})
 	return nil
 }
 
@@ -198,7 +198,7 @@ func (r rules) addMapping(out *nftables.Chain, nat NAT) error {
 			return err
 		}
 	}
-	outside := slices.Concat(link(expr.MetaKeyOIFNAME, HostLink), udp)
+	outside := slices.Concat(matchLink(expr.MetaKeyOIFNAME, HostLink), udp)
 	r.add(out, outside, []expr.Any{
 		&expr.Payload{DestRegister: inner, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
 		udpPort(sourcePort, inner+1),
@@ -248,7 +248,7 @@ func (r rules) addLearning(outside []expr.Any, ports, sockets *nftables.Set) {
 // addOpening adds the chain that lets packets in to every mapping.
 func (r rules) addOpening(sockets *nftables.Set) {
 	in := r.chain("in", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
-	r.add(in, link(expr.MetaKeyIIFNAME, HostLink), udp, []expr.Any{
+	r.add(in, matchLink(expr.MetaKeyIIFNAME, HostLink), udp, []expr.Any{
 		udpPort(destinationPort, port),
 		&expr.Lookup{SourceRegister: port, DestRegister: inner, IsDestRegSet: true, SetName: sockets.Name, SetID: sockets.ID},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: inner, RegProtoMin: inner + 1, Specified: true},
@@ -273,8 +273,8 @@ var (
 	}
 )
 
-// link matches the link on which a packet arrived or leaves.
-func link(key expr.MetaKey, name string) []expr.Any {
+// matchLink matches the link on which a packet arrived or leaves.
+func matchLink(key expr.MetaKey, name string) []expr.Any {
 	data := make([]byte, unix.IFNAMSIZ)
 	copy(data, name)
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}}

@@ -1,8 +1,11 @@
 package uml
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +14,7 @@ import (
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
+	"weft/prog/lab/probe"
 )
 
 // A relay carries the tunnel of the kernel's WireGuard between two hosts that do not hear each other, with a delay. While
@@ -63,5 +67,106 @@ func TestRelaysCarryTunnels(t *testing.T) {
 			run(t, l, h, "nft", "delete", "table", "inet", "cut")
 		}
 		becomes(api.ConnDirect)
+	}, "--any-order")
+}
+
+// outage returns for how long packets from h1/c1 to h2/c1 and back got lost during a step, by the number of those lost.
+func outage(t *testing.T, l *lab.Lab, step func()) (longest time.Duration) {
+	t.Helper()
+	const interval, most = 20 * time.Millisecond, 4 * time.Minute
+	args := []string{"weft", "probe", "udp", "--json", "--until-eof", "--count", fmt.Sprint(int(most / interval)), "--interval", interval.String(), "--timeout", "2s"}
+	stdin, end := io.Pipe()
+	done := make(chan string, 1)
+	go func() {
+		out, _ := l.Exec(t.Context(), "h1/c1", stdin, append(args, addrs(t, l, "h2/c1")...)...) // lost packets are an error
+		done <- out
+	}()
+	time.Sleep(300 * time.Millisecond) // let the flow begin
+	step()
+	end.Close()
+	out := <-done
+	var results []probe.Result
+	if err := json.Unmarshal([]byte(out), &results); err != nil || len(results) == 0 {
+		t.Fatalf("weft probe printed %q, want its results: %v", out, err)
+	}
+	for _, r := range results {
+		if r.Received == 0 {
+			t.Errorf("no packet to %v came back, want some", r.Addr)
+		}
+		longest = max(longest, time.Duration(r.Lost)*interval)
+	}
+	return longest
+}
+
+// The tunnel of the kernel's WireGuard between two hosts is cut in one direction only, with a delay and under two-way
+// traffic. A relay takes over. It is banned, and the next one loses its power: each time another one takes over. When
+// the direction works again, nothing is lost on the way back.
+func TestRelaysTakeOver(t *testing.T) {
+	if os.Getenv(wantVar) != "kernel" {
+		t.Skip("delays need a kernel with netem: run prog/lab/uml/test-kernel.sh")
+	}
+	labtest.Need(t, "tc", "iproute2")
+	l := labtest.New(t, lab.Options{Hosts: 5, Containers: 2, Underlay: "4", Bare: true})
+	delays{l, t}.set("eth0", "delay", "5ms")
+	join(t, l, "h1")
+	for _, h := range l.Hosts()[1:] {
+		join(t, l, h, "h1")
+	}
+	labtest.Listen(t, l, "h2/c1")
+	rest := []string{"h3", "h4", "h5"}
+	relay := func() (used string) {
+		t.Helper()
+		eventually.Nil(t, 20*time.Second, fmt.Sprintf("the tunnel of h1 and h2 goes over one of %v", rest), func() error {
+			var via [2]string
+			for i, h := range []string{"h1", "h2"} {
+				for _, c := range report(t, l, h).Router.Connections {
+					if c.Nickname == []string{"h2", "h1"}[i] {
+						via[i] = c.State + " " + c.Info
+					}
+				}
+			}
+			for _, h := range rest {
+				if end := "(" + h + ")"; strings.HasSuffix(via[0], end) && strings.HasSuffix(via[1], end) {
+					used = h
+					return nil
+				}
+			}
+			return fmt.Errorf("it is %s, and back %s", via[0], via[1])
+		})
+		rest = slices.DeleteFunc(rest, func(h string) bool { return h == used })
+		return used
+	}
+	now := ""
+	for _, step := range []struct {
+		what  string
+		fail  func() error
+		limit time.Duration
+	}{
+		{"h1 hears nothing from h2", func() error {
+			return l.LoadRules(t.Context(), "h1", "cut.nft", []byte("table inet cut { chain in { type filter hook input priority 0; ip saddr 192.0.2.2 drop; }; }"))
+		}, 2 * time.Second},
+		{"the relay is banned", func() error { run(t, l, "h1", "weft", "rmpeer", "--ban", now); return nil }, 2 * time.Second},
+		{"the relay loses its power", func() error { return l.PowerOff(t.Context(), now) }, 4 * time.Second},
+	} {
+		most := outage(t, l, func() {
+			if err := step.fail(); err != nil {
+				t.Fatal(err)
+			}
+			now = relay()
+		})
+		t.Logf("%s: %s is the relay then, and packets of %v got lost", step.what, now, most)
+		if most > step.limit {
+			t.Errorf("%s: packets of %v got lost, want at most %v", step.what, most, step.limit)
+		}
+	}
+	lossless(t, l, both, func() {
+		run(t, l, "h1", "nft", "delete", "table", "inet", "cut")
+		for i, h := range []string{"h1", "h2"} {
+			eventually.True(t, 30*time.Second, "the tunnel of "+h+" is direct", func() bool {
+				return slices.ContainsFunc(report(t, l, h).Router.Connections, func(c api.Connection) bool {
+					return c.Nickname == []string{"h2", "h1"}[i] && c.State == api.ConnDirect
+				})
+			})
+		}
 	}, "--any-order")
 }
