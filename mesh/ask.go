@@ -24,6 +24,8 @@ const (
 	// below it.
 	maxStream     = 8 << 20
 	streamTimeout = 3 * time.Second
+	// overTimeout allows for three handshakes between far hosts, one after the other.
+	overTimeout = 8 * time.Second
 )
 
 func writeEnvelope(w io.Writer, e envelope) error {
@@ -54,11 +56,14 @@ func readEnvelope(r io.Reader) (e envelope, err error) {
 func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wait func(), err error) {
 	s, err := m.transport.Ask(to, session.Request, streamTimeout)
 	if err != nil {
-		row := m.over(msg.To)
-		if len(row) == 0 {
+		row, timeout := m.over(msg.To), overTimeout
+		if end, ok := ctx.Deadline(); ok {
+			timeout = min(timeout, time.Until(end))
+		}
+		if len(row) == 0 || timeout <= 0 {
 			return nil, err
 		}
-		if s, err = m.transport.AskOver(row, to, session.Request, streamTimeout); err != nil {
+		if s, err = m.transport.AskOver(row, to, session.Request, timeout); err != nil {
 			return nil, fmt.Errorf("over other members, since it does not answer: %w", err)
 		}
 	}

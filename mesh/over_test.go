@@ -17,6 +17,7 @@ func TestRequestsGoOverAnotherMember(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, refuses := range []bool{false, true} {
 			s := &cluster{t, meshtest.New(1)}
+			s.net.HangDials() // as behind a firewall that drops packets
 			over := func(c *Config) {
 				c.NoRelay = refuses
 				c.Relays = func(peer.ID) []peer.ID { return []peer.ID{idOf(1)} }

@@ -172,7 +172,7 @@ func (m *Mesh) challengeDue(ctx context.Context, streams *errgroup.Group, now ti
 
 // challengeOn sends a challenge on a stream, and waits for the answer.
 func (m *Mesh) challengeOn(ctx context.Context, to netip.AddrPort, msg message) {
-	ctx, end := context.WithTimeout(ctx, streamTimeout)
+	ctx, end := context.WithTimeout(ctx, streamTimeout+overTimeout)
 	defer end()
 	wait, err := m.ask(ctx, memberlist.Address{Addr: to.String(), Name: msg.Run}, msg)
 	if err != nil {

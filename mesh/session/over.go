@@ -27,7 +27,7 @@ import (
 const (
 	maxPassed   = 16 // streams at once: half of what the other end's door allows to one source
 	maxPassedOf = 4  // for one member
-	passFor     = 10 * time.Second
+	passFor     = 15 * time.Second
 	passBytes   = 64 << 10 // in each direction
 )
 

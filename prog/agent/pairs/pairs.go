@@ -190,7 +190,7 @@ func (p *Pairs) set(id peer.ID, key [32]byte) error {
 const (
 	interval = time.Second
 	atOnce   = 8
-	deadline = 5 * time.Second
+	deadline = 15 * time.Second // a request over another member takes a while
 )
 
 // Run offers keys to peers until ctx ends.
