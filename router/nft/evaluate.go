@@ -96,16 +96,12 @@ func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 		if one.Direction != d || !k.has(name) {
 			continue
 		}
-		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
+		rules, err := k.counters(name)
 		if err != nil {
-			return 0, fmt.Errorf("nftables: reading chain %s: %w", name, err)
+			return 0, err
 		}
-		for _, r := range rules {
-			for _, e := range r.Exprs {
-				if c, ok := e.(*expr.Counter); ok {
-					n += c.Packets
-				}
-			}
+		for _, c := range rules {
+			n += c.Packets
 		}
 	}
 	return n, nil

@@ -1,12 +1,5 @@
 package nft
 
-import (
-	"fmt"
-
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-)
-
 // Forwarded counts bytes of one direction of a pair, since its rules were loaded.
 type Forwarded struct{ Passed, Dropped uint64 }
 
@@ -27,16 +20,12 @@ func (k *Kernel) Forwarded(p Pair) (out [2]Forwarded, err error) {
 		if !k.has(name) {
 			continue
 		}
-		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
+		rules, err := k.counters(name)
 		if err != nil {
-			return out, fmt.Errorf("nftables: reading chain %s: %w", name, err)
+			return out, err
 		}
-		for n, r := range rules {
-			for _, e := range r.Exprs {
-				if c, ok := e.(*expr.Counter); ok {
-					*[]*uint64{&out[i].Dropped, &out[i].Passed}[min(n, 1)] = c.Bytes
-				}
-			}
+		for n, c := range rules {
+			*[]*uint64{&out[i].Dropped, &out[i].Passed}[min(n, 1)] = c.Bytes
 		}
 	}
 	return out, nil

@@ -154,9 +154,9 @@ func (k *Kernel) whole() (bool, error) {
 		return err == nil, err
 	}
 	for _, c := range k.loaded.Chains {
-		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+		rules, err := k.counters(c.Name)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return false, fmt.Errorf("nftables: reading chain %s: %w", c.Name, err)
+			return false, err
 		}
 		if len(rules) != len(c.Rules) {
 			return false, nil
