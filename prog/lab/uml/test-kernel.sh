@@ -5,6 +5,7 @@
 #   UML_LINUX       the guest kernel; default: the kernel that build.sh builds and keeps
 #   UML_TIMEOUT     seconds for the guest, default 600
 #   UML_RUN         a -test.run pattern: also run these tests of prog/lab/e2e
+#   UML_BENCH       names of benchmarks of prog/lab/bench: run these instead of the tests, and print their tables
 #   UML_LONG        1: also run what takes minutes
 #   UML_VERBOSE     1: show the output of tests that pass
 #   WEFT_SKIP_UML   1: skip the test, with a message and exit code 0
@@ -26,6 +27,7 @@ mkdir "$job/bin"
 export CGO_ENABLED=0
 "${GO:-go}" build -o "$job/bin/" ./cmd/weft ./cmd/weft-cni
 "${GO:-go}" test -c -o "$job/" ./prog/lab/uml ${UML_RUN:+./prog/lab/e2e}
+[ -z "${UML_BENCH:-}" ] || "${GO:-go}" build -o "$job/" ./prog/lab/bench
 cp "$here/init.sh" "$job/init"
 # The guest sees the machine's file system, but not its environment, so the tests need these
 # variables.
@@ -33,6 +35,8 @@ cat >"$job/job" <<JOB
 set -e
 export GOMAXPROCS=1 WEFT_BIN=/mnt/bin WEFT_TEST_DATAPATH=kernel WEFT_TEST_LONG=${UML_LONG:-}
 cd /mnt
+${UML_BENCH:+./bench -only '$UML_BENCH'
+exit}
 ./uml.test -test.v
 ${UML_RUN:+./e2e.test -test.v -test.run '$UML_RUN'}
 JOB
@@ -42,7 +46,8 @@ guest=$!
 wait "$guest" || true
 guest=
 if [ "$(cat "$job/rc" 2>/dev/null)" = 0 ]; then
-	[ "${UML_VERBOSE:-}" != 1 ] || cat "$job/log"
+	[ -z "${UML_VERBOSE:-}${UML_BENCH:-}" ] || cat "$job/log"
+	[ -z "${UML_BENCH:-}" ] || exit 0
 	passed=$(grep -c '^--- PASS' "$job/log")
 	echo "ok	the kernel's WireGuard ($("$kernel" --version)): $passed test(s) in $((SECONDS - start)) s"
 	exit 0
