@@ -191,6 +191,21 @@ func exitCode(err error) int {
 	return -1
 }
 
+// Rules that somebody else loads into the switch are no cut links, and the lab works on.
+func TestRulesOfOthersAreNoCuts(t *testing.T) {
+	labtest.Need(t, "nft", "nftables")
+	l := bare(t, 2, 0)
+	run(t, l, lab.UnderlayName, "nft", "add", "table", "bridge", "another")
+	for _, up := range []bool{true, false} {
+		if err := l.Link(t.Context(), "h1", "h2", up); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := l.Status(t.Context()); err != nil || (len(s.Cut) == 0) != up {
+			t.Errorf("with the link up (%v) and another table, the status has the cut links %v, error %v", up, s.Cut, err)
+		}
+	}
+}
+
 // An established flow is cut at once, other pairs are not, and the flow continues when the link is
 // restored.
 func TestCutLinkStopsEstablishedFlows(t *testing.T) {

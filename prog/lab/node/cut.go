@@ -107,10 +107,11 @@ func listCuts() ([]Cut, error) {
 		return nil, err
 	}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
-	if err != nil || len(tables) == 0 { // after an error there are no cuts: the kernel has no nf_tables
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == cutTable })
+	if err != nil || i < 0 { // after an error there are no cuts: the kernel has no nf_tables
 		return nil, nil
 	}
-	elements, err := conn.GetSetElements(&nftables.Set{Table: tables[0], Name: "cut"})
+	elements, err := conn.GetSetElements(&nftables.Set{Table: tables[i], Name: "cut"})
 	if err != nil {
 		return nil, fmt.Errorf("list the cut links: %w", err)
 	}
