@@ -34,9 +34,9 @@ demo: build ## three hosts on this machine: what Weft does, in under a minute (K
 	@bin/weft lab demo
 
 # A lab runs the built programs, and go test does not notice when they change: -count=1 ignores cached results.
-# Lab tests count every packet: -p 1 runs one package at a time. Tests that mostly wait run last, and four at once.
+# Lab tests count every packet: -p 1 runs one package at a time. Tests that mostly wait run last, and three at once.
 test: build test-unit ## all tests
-	$(GO) test -count=1 -p 1 -parallel 4 -timeout=40m ./prog/lab/...
+	$(GO) test -count=1 -p 1 -parallel 3 -timeout=40m ./prog/lab/...
 	@prog/lab/uml/test-kernel.sh
 
 # All packages but those with hosts.
