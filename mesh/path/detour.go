@@ -34,7 +34,9 @@ type detour struct {
 const (
 	tryFor      = 5 * time.Second
 	secondAfter = time.Second
-	// maxSoughtGap is the longest time between two searches for relays to a peer that gossip does not reach.
+	// minSoughtGap and maxSoughtGap bound the time between two searches for relays to a peer that gossip does not reach.
+	// It may just join, like the relays: then the first one tried does not reach it yet.
+	minSoughtGap = quietGap * 3 / 4
 	maxSoughtGap = 15 * time.Minute
 	detourFor    = 45 * time.Second // a way is kept so long after its last use
 	maxDetours   = 2                // per peer, at once; and as many that a relay asks for
@@ -118,7 +120,7 @@ func (r *remote) seek(now time.Time) {
 		return
 	}
 	if r.soughtAt = now; r.Quiet { // it is dead, or behind NAT
-		r.soughtGap = min(max(2*r.soughtGap, detourFor), maxSoughtGap)
+		r.soughtGap = min(max(2*r.soughtGap, minSoughtGap), maxSoughtGap)
 	}
 	for _, a := range r.detours() { // a relay may have started anew
 		a.detour.hurry(now)
@@ -133,14 +135,32 @@ func (r *remote) seek(now time.Time) {
 	}
 }
 
-// untried returns relays that were not tried lately: those that are chosen, or else others.
+// untried returns relays that were not tried lately: those that are chosen, or else others. If it has tried all, a quiet
+// peer's are tried again.
 func (r *remote) untried(now time.Time) (Relays, bool) {
+	over, ok := r.notSince(now, r.avoids())
+	if !ok && r.Quiet {
+		over, ok = r.notSince(now, avoidFor)
+	}
+	return over, ok
+}
+
+// avoids returns for how long a relay that did not help is avoided: for a quiet peer, until others were tried as well.
+func (r *remote) avoids() time.Duration {
+	if r.Quiet {
+		return max(avoidFor, 3*r.soughtGap)
+	}
+	return avoidFor
+}
+
+// notSince returns relays that this host reaches, and that have not failed within a time.
+func (r *remote) notSince(now time.Time, span time.Duration) (Relays, bool) {
 	fresh := func(over Relays) bool {
 		tried := slices.ContainsFunc(r.detours(), func(a *address) bool { return a.detour.relays == over })
-		return !tried && now.Sub(r.avoided[over]) >= avoidFor
+		return !tried && now.Sub(r.avoided[over]) >= span
 	}
 	over, ok := relaysOf(r.prober.cfg.Relays(r.ID, nil))
-	if ok && fresh(over) {
+	if ok && fresh(over) && r.prober.relays(over.first()) {
 		return over, true
 	}
 	over, ok = relaysOf(r.prober.cfg.Relays(r.ID, func(id peer.ID) bool { return !fresh(Relays{id}) || !r.prober.relays(id) }))
@@ -250,7 +270,7 @@ func (r *remote) drop(now time.Time, a *address) {
 			r.avoided = map[Relays]time.Time{}
 		}
 		for id, at := range r.avoided {
-			if now.Sub(at) >= avoidFor {
+			if now.Sub(at) >= r.avoids() {
 				delete(r.avoided, id)
 			}
 		}

@@ -349,3 +349,43 @@ func TestAllCutPatternsOfFourHosts(t *testing.T) {
 		}
 	}
 }
+
+// Two hosts do not reach each other, and gossip reaches neither, as behind NAT. The relays that are chosen do not reach
+// both. The hosts try one after the other, also those that failed before, and soon find one that does.
+func TestHostsThatGossipDoesNotReachTryOtherRelays(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		reaches []int         // the ends that hosts 2, 3, … reach: 1 for host 0, 2 for host 1
+		after   time.Duration // when the last of them reaches both
+		limit   time.Duration
+	}{
+		{"the first relay reaches neither", []int{0, 3}, 0, 15 * time.Second},
+		{"some reach one end only", []int{1, 2, 1, 2, 3}, 0, 45 * time.Second},
+		{"the only relay joins late", []int{0}, 20 * time.Second, 40 * time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t, 2+len(test.reaches), 1)
+			start := w.now
+			w.quiet = true
+			w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+				a, b := slices.Index(w.hosts, w.byAddr[from]), slices.Index(w.hosts, w.byAddr[to])
+				a, b = min(a, b), max(a, b)
+				ok := a > 1 || b > 1 && (test.reaches[b-2]>>a&1 == 1 || b == len(w.hosts)-1 && w.now.Sub(start) >= test.after && test.after > 0)
+				return ok, time.Millisecond
+			}
+			for _, h := range w.hosts {
+				h.cfg.Relays = func(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
+					for _, o := range w.hosts {
+						if o.id != to && o != h && (avoid == nil || !avoid(o.id)) {
+							return []peer.ID{o.id}
+						}
+					}
+					return nil
+				}
+			}
+			w.configure(false)
+			took := w.until(test.limit, "the hosts find a relay", func() bool { return w.uses(0, 1) == len(w.hosts)-1 })
+			t.Logf("they found it after %v", took)
+		})
+	}
+}
