@@ -179,13 +179,14 @@ func (l *Links) refresh(now time.Time) {
 }
 
 // Relays returns the relays to another peer, the nearest to this host first, as if the link to that peer were cut. Peers
-// to avoid are left out; nil: none. It returns none if no relay reaches the peer. The caller must not change the list.
+// to avoid are left out; nil: none. It returns none if no relay reaches the peer. Silence is no reason for that: of two
+// hosts behind NAT each seems dead to the other one until they find a relay. The caller must not change the list.
 func (l *Links) Relays(other peer.ID, avoid func(peer.ID) bool) []peer.ID {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	l.refresh(now)
-	if v := l.cfg.View.Get(); v == nil || (standings{View: v, banned: l.cfg.Banned, now: now}).of(other) == gone {
+	if v := l.cfg.View.Get(); v == nil || !(standings{View: v, banned: l.cfg.Banned, now: now}).known(other) {
 		return nil
 	}
 	return l.choice.relays(l.cfg.Self, other, avoid)
