@@ -189,6 +189,25 @@ func TestAFullRelayIsNotTaken(t *testing.T) {
 	})
 }
 
+// Two hosts behind NAT that gossip does not join seem dead to each other. A relay is chosen all the same: only over it
+// can they find out.
+func TestAPeerThatSeemsDeadHasRelays(t *testing.T) {
+	in(t, 3, func(t *testing.T, w *world) {
+		a, b, c := w.hosts[0], w.hosts[1], w.hosts[2]
+		a.run(false)
+		a.measures(b, path.Deaf, 0)
+		a.measures(c, path.Direct, time.Millisecond)
+		w.alive(b, false)
+		w.view.Reach[b.id] = topology.Lost
+		w.look()
+		time.Sleep(time.Minute)
+		a.relays(b, c)
+		w.view.Records = map[peer.ID]peer.Record{a.id: w.view.Records[a.id], c.id: w.view.Records[c.id]}
+		w.look()
+		a.relays(b)
+	})
+}
+
 func TestOnlyCapablePeersRelay(t *testing.T) {
 	in(t, 4, func(t *testing.T, w *world) {
 		a, b, c, d := w.hosts[0], w.hosts[1], w.hosts[2], w.hosts[3]

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
@@ -147,10 +149,14 @@ func TestHalfOfTwentyHostsAreBehindNAT(t *testing.T) {
 	}
 	launchFounder(t, l)
 	start := time.Now()
+	secret := token(t, l)
+	var launches errgroup.Group
+	launches.SetLimit(4)
 	for _, h := range l.Hosts()[1:] {
-		if err := l.Launch(t.Context(), h, token(t, l), "h1", "h2"); err != nil {
-			t.Fatal(err)
-		}
+		launches.Go(func() error { return l.Launch(t.Context(), h, secret, "h1") })
+	}
+	if err := launches.Wait(); err != nil {
+		t.Fatal(err)
 	}
 	t.Logf("19 hosts were launched within %v", time.Since(start))
 	wanted := func(a, b string) string {
