@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -86,31 +87,55 @@ func (p passed) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(a)
 }
 
-// passes counts the streams that this host passes on. It is safe for concurrent use.
+// passes are the streams that this host passes on. It is safe for concurrent use.
 type passes struct {
 	mu    sync.Mutex
-	of    map[peer.ID]int
+	of    map[peer.ID][]*Stream
 	total int
+	ended bool
 }
 
 // enter counts a stream for a member, and returns what ends that; nil: there are too many.
-func (p *passes) enter(id peer.ID) (leave func()) {
+func (p *passes) enter(s *Stream) (leave func()) {
+	id := s.Peer.ID
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.total >= maxPassed || p.of[id] >= maxPassedOf {
+	if p.ended || p.total >= maxPassed || len(p.of[id]) >= maxPassedOf {
 		return nil
 	}
 	if p.of == nil {
-		p.of = map[peer.ID]int{}
+		p.of = map[peer.ID][]*Stream{}
 	}
 	p.total++
-	p.of[id]++
+	p.of[id] = append(p.of[id], s)
 	return func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.total--
-		if p.of[id]--; p.of[id] == 0 {
+		p.of[id] = slices.DeleteFunc(p.of[id], func(other *Stream) bool { return other == s })
+		if len(p.of[id]) == 0 {
 			delete(p.of, id)
+		}
+	}
+}
+
+// expel ends the streams of a member.
+func (p *passes) expel(id peer.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.of[id] {
+		s.Close()
+	}
+}
+
+// end ends all streams, and lets no more in.
+func (p *passes) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	for _, list := range p.of {
+		for _, s := range list {
+			s.Close()
 		}
 	}
 }
@@ -123,7 +148,7 @@ func (t *Transport) pass(s *Stream) {
 	if err != nil {
 		return
 	}
-	leave := t.passes.enter(s.Peer.ID)
+	leave := t.passes.enter(s)
 	if leave == nil {
 		_ = WriteShort(s, []byte(errPassedMany.Error())) // the stream ends in any case
 		return

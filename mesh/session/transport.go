@@ -106,6 +106,7 @@ func (t *Transport) StreamCh() <-chan net.Conn { return t.streams }
 func (t *Transport) Shutdown() error {
 	err := t.cfg.Network.Shutdown()
 	t.end.Do(func() { close(t.done) })
+	t.passes.end()
 	t.table.dropAll(func(*keys) bool { return true })
 	return err
 }
@@ -351,5 +352,8 @@ func (t *Transport) Forget(run string) {
 	delete(t.waiting, run)
 }
 
-// Expel ends all sessions of a peer. Welcome must refuse it from now on.
-func (t *Transport) Expel(id peer.ID) { t.table.dropAll(func(k *keys) bool { return k.peer == id }) }
+// Expel ends all sessions of a peer, and the streams that this host passes on for it. Welcome must refuse it from now on.
+func (t *Transport) Expel(id peer.ID) {
+	t.table.dropAll(func(k *keys) bool { return k.peer == id })
+	t.passes.expel(id)
+}
