@@ -56,14 +56,13 @@ func readEnvelope(r io.Reader) (e envelope, err error) {
 func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wait func(), err error) {
 	s, err := m.transport.Ask(to, session.Request, streamTimeout)
 	if err != nil {
-		row, timeout := m.over(msg.To), overTimeout
-		if end, ok := ctx.Deadline(); ok {
-			timeout = min(timeout, time.Until(end))
-		}
-		if len(row) == 0 || timeout <= 0 {
+		row := m.over(msg.To)
+		if len(row) == 0 || ctx.Err() != nil {
 			return nil, err
 		}
-		if s, err = m.transport.AskOver(row, to, session.Request, timeout); err != nil {
+		over, end := context.WithTimeout(ctx, overTimeout)
+		defer end()
+		if s, err = m.transport.AskOver(over, row, to, session.Request); err != nil {
 			return nil, fmt.Errorf("over other members, since it does not answer: %w", err)
 		}
 	}

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -37,17 +38,19 @@ var (
 	errNotKnown   = errors.New("it does not know that run of a member, or it passes no streams on")
 )
 
-// AskOver opens a stream to a run by way of members in a row: each reaches the next one.
-func (t *Transport) AskOver(row []memberlist.Address, to memberlist.Address, use Use, timeout time.Duration) (*Stream, error) {
-	deadline := time.Now().Add(timeout)
-	s, err := t.Ask(row[0], Forward, timeout)
-	for _, next := range row[1:] {
-		if err == nil {
-			s, err = t.through(s, next, Forward, deadline)
-		}
-	}
+// AskOver opens a stream to a run by way of members in a row: each reaches the next one. The context has a deadline.
+func (t *Transport) AskOver(ctx context.Context, row []memberlist.Address, to memberlist.Address, use Use) (*Stream, error) {
+	deadline, _ := ctx.Deadline()
+	s, err := t.Ask(row[0], Forward, time.Until(deadline))
 	if err != nil {
 		return nil, err
+	}
+	first := s // the others are inside it
+	defer context.AfterFunc(ctx, func() { first.Close() })()
+	for _, next := range row[1:] {
+		if s, err = t.through(s, next, Forward, deadline); err != nil {
+			return nil, err
+		}
 	}
 	return t.through(s, to, use, deadline)
 }

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +21,7 @@ func TestPassedStreamsEndWithTheirMemberAndHost(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				_, ends := passing(t, 3)
 				a, b, c := ends[0], ends[1], ends[2]
-				s, err := a.AskOver([]memberlist.Address{b.at()}, c.at(), Request, time.Second)
+				s, err := a.askOver([]memberlist.Address{b.at()}, c.at(), Request, time.Second)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -34,4 +35,23 @@ func TestPassedStreamsEndWithTheirMemberAndHost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A host that ends does not wait for a member that is slow to pass its stream on.
+func TestAskOverEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, ends := passing(t, 3)
+		a, b, c := ends[0], ends[1], ends[2]
+		b.cfg.Find = func(string) (memberlist.Address, bool) {
+			time.Sleep(proofTimeout) // as if the other end were silent
+			return c.at(), true
+		}
+		ctx, end := context.WithTimeout(t.Context(), time.Minute)
+		time.AfterFunc(time.Second, end)
+		begun := time.Now()
+		if s, err := a.AskOver(ctx, []memberlist.Address{b.at()}, c.at(), Request); err == nil || time.Since(begun) != time.Second {
+			t.Errorf("after %v the stream is %v, error %v; want an error as soon as the context ends", time.Since(begun), s, err)
+		}
+		stop(t, ends...)
+	})
 }

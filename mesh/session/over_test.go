@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +43,12 @@ func passing(t *testing.T, n int) (*meshtest.Network, []*end) {
 	return net, ends
 }
 
+func (e *end) askOver(row []memberlist.Address, to memberlist.Address, use Use, timeout time.Duration) (*Stream, error) {
+	ctx, end := context.WithTimeout(context.Background(), timeout)
+	defer end()
+	return e.AskOver(ctx, row, to, use)
+}
+
 // A stream goes over one or two members to a host that cannot be dialed. Both ends know each other as on a stream of
 // their own, and bytes travel both ways.
 func TestStreamsArePassedOn(t *testing.T) {
@@ -58,7 +65,7 @@ func TestStreamsArePassedOn(t *testing.T) {
 				for _, e := range ends[1 : hosts-1] {
 					row = append(row, e.at())
 				}
-				s, err := first.AskOver(row, last.at(), Request, time.Second)
+				s, err := first.askOver(row, last.at(), Request, time.Second)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -102,18 +109,18 @@ func TestPassedStreamsEndWhereTheyShould(t *testing.T) {
 			"a run without a name":    {Addr: c.addr.String()},
 			"a run with a wrong name": {Addr: c.addr.String(), Name: strings.Repeat("x", maxRun+1)},
 		} {
-			if s, err := a.AskOver(row, to, Request, time.Second); err == nil {
+			if s, err := a.askOver(row, to, Request, time.Second); err == nil {
 				s.Close()
 				t.Errorf("a stream to %s was passed on, want a refusal", what)
 			}
 		}
 		b.cfg.Find = func(string) (memberlist.Address, bool) { return b.at(), true } // itself
-		if s, err := a.AskOver(row, c.at(), Request, time.Second); err == nil {
+		if s, err := a.askOver(row, c.at(), Request, time.Second); err == nil {
 			s.Close()
 			t.Error("another host answered for the one that was addressed, want an error")
 		}
 		b.cfg.Find = nil
-		_, err := a.AskOver(row, c.at(), Request, time.Second)
+		_, err := a.askOver(row, c.at(), Request, time.Second)
 		if e, ok := errors.AsType[*Refusal](err); !ok || e.Ours {
 			t.Errorf("a host that passes nothing on says %v, want its refusal", err)
 		}
@@ -129,7 +136,7 @@ func TestPassedStreamsAreBounded(t *testing.T) {
 		row := []memberlist.Address{b.at()}
 		var open []*Stream
 		for {
-			s, err := a.AskOver(row, c.at(), Request, time.Second)
+			s, err := a.askOver(row, c.at(), Request, time.Second)
 			if err != nil {
 				if !strings.Contains(err.Error(), "as many streams as it may") {
 					t.Errorf("the stream after %d fails with %v, want that there are too many", len(open), err)
@@ -141,7 +148,7 @@ func TestPassedStreamsAreBounded(t *testing.T) {
 		if len(open) != maxPassedOf {
 			t.Errorf("%d streams of one member are passed on at once, want %d", len(open), maxPassedOf)
 		}
-		if s, err := c.AskOver(row, a.at(), Request, time.Second); err != nil {
+		if s, err := c.askOver(row, a.at(), Request, time.Second); err != nil {
 			t.Errorf("meanwhile another member is refused: %v", err)
 		} else {
 			s.Close()
