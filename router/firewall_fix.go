@@ -160,13 +160,14 @@ func zones(needs []need, blocks []nft.Block) (out []string) {
 	return append(out, "firewall-cmd --reload")
 }
 
-// zonesOf returns arguments that name the zones whose chains a packet traversed, such as
-// filter_IN_public, or IN_public with the iptables backend. If there are no such chains, it returns an
-// empty argument, which means the default zone.
+// zonesOf returns arguments that name the zones whose chains a packet traversed, such as filter_IN_public,
+// or IN_public with the iptables backend. A forwarded packet traverses filter_FWD_public, or
+// filter_FWDI_public before firewalld 1.0. If there are no such chains, zonesOf returns an empty argument,
+// which means the default zone.
 func zonesOf(b nft.Block) (out []string) {
 	for _, chain := range b.Passed {
-		zone, ok := strings.CutPrefix(strings.TrimPrefix(chain, "filter_"), "IN_")
-		if ok && !strings.HasPrefix(zone, "policy_") && slices.Contains(b.Chains, chain+"_allow") {
+		kind, zone, _ := strings.Cut(strings.TrimPrefix(chain, "filter_"), "_")
+		if slices.Contains([]string{"IN", "FWD", "FWDI"}, kind) && !strings.HasPrefix(zone, "policy_") && slices.Contains(b.Chains, chain+"_allow") {
 			out = append(out, "--zone="+zone+" ")
 		}
 	}

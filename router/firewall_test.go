@@ -245,6 +245,15 @@ func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop;\n meta mark 1 accept\n }\n" +
 				"chain i { type filter hook input priority 0; limit rate over 10/second drop; meta mark 1 drop; }\n}\n",
 		},
+		"firewalld on a relay, with the underlay in another zone": {
+			rules: "table inet firewalld {\n chain filter_FORWARD { type filter hook forward priority 10; iifname \"weft*\" accept; oifname \"weft*\" accept; jump filter_FORWARD_ZONES; reject; }\n" +
+				"chain filter_FORWARD_ZONES { iifname \"under\" goto filter_FWD_dmz; goto filter_FWD_public; }\n" +
+				"chain filter_FWD_public { jump filter_FWD_public_allow; }\nchain filter_FWD_public_allow { accept; }\n" +
+				"chain filter_FWD_dmz { jump filter_FWD_dmz_allow; reject; }\nchain filter_FWD_dmz_allow {\n}\n}\n",
+			want:   []string{"firewalld drops", "`firewall-cmd --permanent --zone=dmz --add-forward; firewall-cmd --reload`"},
+			fixed:  "table inet firewalld {\n}\n",
+			change: relaying,
+		},
 		"Docker on a relay": {
 			rules:  "docker",
 			want:   []string{"Docker drops", "tunnels between other hosts, which this host relays", "iptables -I DOCKER-USER -p udp --sport 6784 -j ACCEPT", "ip6tables -I FORWARD -p udp --sport 6784 -j ACCEPT"},
