@@ -197,18 +197,23 @@ const (
 func (p *Pairs) Run(ctx context.Context) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	defer func() { _ = group.Wait() }()
+	var asking sync.Map // the peers that are asked now: a silent one keeps no others waiting
 	for {
-		var group errgroup.Group
-		group.SetLimit(atOnce)
 		for _, id := range p.due() {
+			if _, already := asking.LoadOrStore(id, true); already {
+				continue
+			}
 			group.Go(func() error {
+				defer asking.Delete(id)
 				if err := p.agree(ctx, id); err != nil && ctx.Err() == nil {
 					p.cfg.Log.Debug("could not agree on a pre-shared key: trying again", "peer", p.cfg.Mesh.Name(id), "err", err)
 				}
 				return nil
 			})
 		}
-		_ = group.Wait()
 		select {
 		case <-ctx.Done():
 			return nil

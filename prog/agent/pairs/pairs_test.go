@@ -24,7 +24,8 @@ type town struct {
 	hosts   map[peer.ID]*Pairs
 	holders map[peer.ID]bool
 	cut     bool
-	mute    bool // only hosts with a higher id reach others
+	silent  map[peer.ID]bool // requests to them hang
+	mute    bool             // only hosts with a higher id reach others
 }
 
 // view is the mesh as one host sees it.
@@ -55,8 +56,13 @@ func (v view) Reachable(peer.ID) bool {
 
 func (v view) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	v.mu.Lock()
+	silent := v.silent[to]
 	h, cut := v.hosts[to], v.cut || v.mute && bytes.Compare(v.self[:], to[:]) < 0
 	v.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if h == nil || cut {
 		return nil, errors.New("no answer")
 	}
@@ -207,6 +213,24 @@ func TestAHostThatNobodyReachesAsksForTheKey(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if one, other := a.Key(meshtest.ID(2)), b.Key(meshtest.ID(1)); one != key || other != key {
 			t.Errorf("once both reach each other the keys are %x and %x, want %x", one, other, key)
+		}
+	})
+}
+
+// A few peers that do not answer keep no other peer waiting.
+func TestSilentPeersDelayNoOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &town{hosts: map[peer.ID]*Pairs{}, silent: map[peer.ID]bool{}}
+		for n := 10; n < 10+atOnce/2; n++ {
+			w.silent[meshtest.ID(n)] = true
+			w.hosts[meshtest.ID(n)] = nil
+		}
+		a, _ := w.start(t, 1, &disk{})
+		time.Sleep(5 * time.Second) // it asks them
+		b, _ := w.start(t, 2, &disk{})
+		time.Sleep(askAfter + 3*time.Second)
+		if key := a.Key(meshtest.ID(2)); key == [32]byte{} || b.Key(meshtest.ID(1)) != key {
+			t.Errorf("the keys are %x and %x, want the same", key, b.Key(meshtest.ID(1)))
 		}
 	})
 }
