@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -71,7 +72,7 @@ func (t *Transport) through(s *Stream, to memberlist.Address, use Use, deadline 
 		return nil, err
 	}
 	if len(reason) > 0 {
-		return nil, &Refusal{Reason: legible(string(reason))}
+		return nil, fmt.Errorf("%v does not pass the stream on: it %w", s.Peer.ID, &Refusal{Reason: legible(string(reason))})
 	}
 	return t.introduce(passed{s, to.Addr}, to.Name, use)
 }

@@ -121,8 +121,8 @@ func TestPassedStreamsEndWhereTheyShould(t *testing.T) {
 		}
 		b.cfg.Find = nil
 		_, err := a.askOver(row, c.at(), Request, time.Second)
-		if e, ok := errors.AsType[*Refusal](err); !ok || e.Ours {
-			t.Errorf("a host that passes nothing on says %v, want its refusal", err)
+		if e, ok := errors.AsType[*Refusal](err); !ok || e.Ours || !strings.Contains(err.Error(), meshtest.ID(2).String()+" does not pass the stream on") {
+			t.Errorf("a host that passes nothing on says %v, want its refusal with its id", err)
 		}
 		stop(t, ends...)
 	})
