@@ -21,6 +21,7 @@ func TestAProvenPeerHasABoundedNumberOfStreams(t *testing.T) {
 			if s, err := b.Ask(a.at(), Request, time.Second); err == nil {
 				served = append(served, s)
 			}
+			synctest.Wait() // until the other end has taken the stream from its door, which bounds those that wait
 		}
 		synctest.Wait()
 		if len(serve) != maxOpen {

@@ -31,7 +31,7 @@ const (
 	maxPassed   = 16 // streams at once: half of what the other end's door allows to one source
 	maxPassedOf = 4  // for one member
 	passFor     = 15 * time.Second
-	passBytes   = 64 << 10 // in each direction
+	passBytes   = 1 << 20 // in each direction
 )
 
 var (

@@ -217,6 +217,9 @@ func TestRelaysLimitTheRateOfAPair(t *testing.T) {
 	}
 	took := time.Since(start)
 	n := l.forwarded()[0]
+	if float64(sent) <= (pairBurst+PairRate*(1+took.Seconds()))*(1<<20) {
+		t.Skipf("this machine is too slow to send more than a relay forwards: %d MiB in %v", sent>>20, took)
+	}
 	if most := (pairBurst + PairRate*(1+took.Seconds())) * (1 << 20) * 1.05; float64(n.Passed) > most || float64(sent) > most && n.Dropped == 0 {
 		t.Errorf("of %d bytes in %v the relay forwarded %d, and dropped %d; want at most %.0f", sent, took, n.Passed, n.Dropped, most)
 	}
