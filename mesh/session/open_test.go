@@ -23,7 +23,6 @@ func TestAProvenPeerHasABoundedNumberOfStreams(t *testing.T) {
 			}
 			synctest.Wait() // until the other end has taken the stream from its door, which bounds those that wait
 		}
-		synctest.Wait()
 		if len(serve) != maxOpen {
 			t.Errorf("%d streams of one peer are open, want %d", len(serve), maxOpen)
 		}
