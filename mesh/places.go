@@ -116,10 +116,9 @@ func (m *Mesh) isPlace(a netip.Addr) bool {
 	return false
 }
 
-// over returns the runs of other peers in a row over which a peer is reached that does not answer. With a tunnel to the
-// peer there are none: relays carry the tunnel, and an overloaded peer gets no further handshakes.
+// over returns the runs of other peers in a row over which a peer is reached that does not answer.
 func (m *Mesh) over(to peer.ID) (row []memberlist.Address) {
-	if m.cfg.Relays == nil || len(m.insideOf(to)) > 0 {
+	if m.cfg.Relays == nil {
 		return nil
 	}
 	for _, id := range m.cfg.Relays(to) {
