@@ -135,14 +135,21 @@ func (r *remote) seek(now time.Time) {
 	}
 }
 
-// untried returns relays that were not tried lately: those that are chosen, or else others. If it has tried all, a quiet
-// peer's are tried again.
+// untried returns relays that were not tried lately, and that are not behind NAT, if there are any. If it has tried all, a
+// quiet peer's are tried again.
 func (r *remote) untried(now time.Time) (Relays, bool) {
-	over, ok := r.notSince(now, r.avoids())
-	if !ok && r.Quiet {
-		over, ok = r.notSince(now, avoidFor)
+	spans := []time.Duration{r.avoids()}
+	if r.Quiet {
+		spans = append(spans, avoidFor)
 	}
-	return over, ok
+	for _, span := range spans {
+		for _, which := range []func(peer.ID) bool{r.prober.open, r.prober.relays} {
+			if over, ok := r.notSince(now, span, which); ok {
+				return over, true
+			}
+		}
+	}
+	return Relays{}, false
 }
 
 // avoids returns for how long a relay that did not help is avoided: for a quiet peer, until others were tried as well.
@@ -153,19 +160,24 @@ func (r *remote) avoids() time.Duration {
 	return avoidFor
 }
 
-// notSince returns relays that this host reaches, and that have not failed within a time.
-func (r *remote) notSince(now time.Time, span time.Duration) (Relays, bool) {
+// notSince returns relays that have not failed within a time: those that are chosen, or else others. This host reaches the
+// first one as it should.
+func (r *remote) notSince(now time.Time, span time.Duration, first func(peer.ID) bool) (Relays, bool) {
 	fresh := func(over Relays) bool {
 		tried := slices.ContainsFunc(r.detours(), func(a *address) bool { return a.detour.relays == over })
 		return !tried && now.Sub(r.avoided[over]) >= span
 	}
 	over, ok := relaysOf(r.prober.cfg.Relays(r.ID, nil))
-	if ok && fresh(over) && r.prober.relays(over.first()) {
+	if ok && fresh(over) && first(over.first()) {
 		return over, true
 	}
-	over, ok = relaysOf(r.prober.cfg.Relays(r.ID, func(id peer.ID) bool { return !fresh(Relays{id}) || !r.prober.relays(id) }))
+	over, ok = relaysOf(r.prober.cfg.Relays(r.ID, func(id peer.ID) bool { return !fresh(Relays{id}) || !first(id) }))
 	return over, ok && fresh(over)
 }
+
+// open reports whether this host reaches a peer at an address of its record. Otherwise the peer is behind NAT, which may
+// drop what comes from another port of this host.
+func (p *Prober) open(id peer.ID) bool { return p.relays(id) && p.peers[id].current.learned.IsZero() }
 
 // relays reports whether this host reaches a peer directly, so that it may be a relay.
 func (p *Prober) relays(id peer.ID) bool {
