@@ -122,34 +122,20 @@ func (m *Mesh) over(to peer.ID) (row []memberlist.Address) {
 		return nil
 	}
 	for _, id := range m.cfg.Relays(to) {
-		m.mu.Lock()
-		name := ""
-		if k := m.peers[id]; k != nil {
-			name = k.node
-		}
-		m.mu.Unlock()
-		a, ok := m.addressOf(name)
-		if !ok {
+		n := m.nodeFor(kindRequest, message{To: id})
+		if n == nil {
 			return nil
 		}
-		row = append(row, a)
+		row = append(row, n.FullAddress())
 	}
 	return row
 }
 
-// addressOf returns memberlist's address of a run of another peer that gossip reaches.
-func (m *Mesh) addressOf(run string) (memberlist.Address, bool) {
+// passable returns the address of a run to which this host passes the streams of others.
+func (m *Mesh) passable(run string) (memberlist.Address, bool) {
 	n := m.members.named(run)
-	if n == nil {
+	if n == nil || m.cfg.NoRelay {
 		return memberlist.Address{}, false
 	}
 	return n.FullAddress(), true
-}
-
-// passable returns the address of a run to which this host passes the streams of others.
-func (m *Mesh) passable(run string) (memberlist.Address, bool) {
-	if m.cfg.NoRelay {
-		return memberlist.Address{}, false
-	}
-	return m.addressOf(run)
 }

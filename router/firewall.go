@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
@@ -194,18 +195,12 @@ func (c Config) underlay() (out []need) {
 		peers = []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}
 	}
 	for _, p := range peers {
-		route, err := h.RouteGet(p.AsSlice())
-		if err != nil || len(route) == 0 || route[0].Src == nil {
+		name, own := routeTo(h, p)
+		if name == "" || !own.IsValid() {
 			continue
 		}
-		own, _ := netip.AddrFromSlice(route[0].Src)
-		own = own.Unmap()
 		if unpeered {
 			p = own.Next()
-		}
-		l, err := h.LinkByIndex(route[0].LinkIndex)
-		if err != nil {
-			continue
 		}
 		for _, port := range []struct {
 			what     string
@@ -214,10 +209,24 @@ func (c Config) underlay() (out []need) {
 		}{
 			{"gossip over TCP", unix.IPPROTO_TCP, c.Gossip}, {udpGossip, unix.IPPROTO_UDP, c.Gossip}, {"the encrypted tunnel", unix.IPPROTO_UDP, c.Port},
 		} {
-			out = append(out, hostPort(port.what, port.protocol, port.number, l.Attrs().Name, p, own)...)
+			out = append(out, hostPort(port.what, port.protocol, port.number, name, p, own)...)
 		}
 	}
 	return out
+}
+
+// routeTo returns the link and the own address of this host's route to an address; empty and invalid: there is none.
+func routeTo(h *netlink.Handle, to netip.Addr) (name string, own netip.Addr) {
+	route, err := h.RouteGet(to.AsSlice())
+	if err != nil || len(route) == 0 {
+		return "", own
+	}
+	own, _ = netip.AddrFromSlice(route[0].Src)
+	l, err := h.LinkByIndex(route[0].LinkIndex)
+	if err != nil {
+		return "", own
+	}
+	return l.Attrs().Name, own.Unmap()
 }
 
 // relayed returns the packets that this host forwards between its peers, as they are after the prerouting hook.
@@ -227,28 +236,19 @@ func (c Config) relayed() (out []need) {
 		return nil
 	}
 	defer h.Close()
-	towards := func(to netip.Addr) string {
-		route, err := h.RouteGet(to.AsSlice())
-		if err != nil || len(route) == 0 {
-			return ""
-		}
-		l, err := h.LinkByIndex(route[0].LinkIndex)
-		if err != nil {
-			return ""
-		}
-		return l.Attrs().Name
-	}
 	for _, pair := range c.Relays.Pairs[:min(len(c.Relays.Pairs), maxUnderlay)] {
 		for i, source := range pair {
 			target := pair[1-i]
 			from, to := source.Host.Addr().Unmap(), target.Host.Addr().Unmap()
 			p := nft.Packet{Protocol: unix.IPPROTO_UDP, SrcPort: target.Own.Port(), DstPort: target.Host.Port()}
+			in, _ := routeTo(h, from)
+			leaves, _ := routeTo(h, to)
 			side, whence := "sport", "from"
 			if target.Own.Port() != c.Port { // another relay comes next
 				side, whence = "dport", "to"
 			}
 			out = append(out, need{
-				what: "tunnels between other hosts, which this host relays", hook: nftables.ChainHookForward, packet: p.From(towards(from), from).To(towards(to), to),
+				what: "tunnels between other hosts, which this host relays", hook: nftables.ChainHookForward, packet: p.From(in, from).To(leaves, to),
 				iptables: []string{fmt.Sprintf("-p udp --%s %d", side, c.Port)}, nft: []string{fmt.Sprintf("udp %s %d", side, c.Port)},
 				ufw: []string{fmt.Sprintf("route allow proto udp %s any port %d", whence, c.Port)}, port: through,
 			})

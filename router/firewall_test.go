@@ -122,6 +122,15 @@ const zonedRules = `table ip filter {
 	chain IN_dmz { jump IN_dmz_allow; reject; }
 `
 
+// forwardingZones is the part of firewalld's ruleset that forwards, without its last chain.
+const forwardingZones = `table inet firewalld {
+	chain filter_FORWARD { type filter hook forward priority 10; iifname "weft*" accept; oifname "weft*" accept; jump filter_FORWARD_ZONES; reject; }
+	chain filter_FORWARD_ZONES { iifname "under" goto filter_FWD_dmz; goto filter_FWD_public; }
+	chain filter_FWD_public { jump filter_FWD_public_allow; }
+	chain filter_FWD_public_allow { accept; }
+	chain filter_FWD_dmz { jump filter_FWD_dmz_allow; reject; }
+`
+
 // A warning names the firewall that drops packets, its chains, and the commands that make it accept
 // the packets. After these commands there is no warning any longer. The firewalls themselves
 // generated the rules.
@@ -246,12 +255,9 @@ func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 				"chain i { type filter hook input priority 0; limit rate over 10/second drop; meta mark 1 drop; }\n}\n",
 		},
 		"firewalld on a relay, with the underlay in another zone": {
-			rules: "table inet firewalld {\n chain filter_FORWARD { type filter hook forward priority 10; iifname \"weft*\" accept; oifname \"weft*\" accept; jump filter_FORWARD_ZONES; reject; }\n" +
-				"chain filter_FORWARD_ZONES { iifname \"under\" goto filter_FWD_dmz; goto filter_FWD_public; }\n" +
-				"chain filter_FWD_public { jump filter_FWD_public_allow; }\nchain filter_FWD_public_allow { accept; }\n" +
-				"chain filter_FWD_dmz { jump filter_FWD_dmz_allow; reject; }\nchain filter_FWD_dmz_allow {\n}\n}\n",
+			rules:  forwardingZones + "chain filter_FWD_dmz_allow {\n}\n}\n",
+			fixed:  forwardingZones + "chain filter_FWD_dmz_allow { oifname \"under\" accept; }\n}\n",
 			want:   []string{"firewalld drops", "`firewall-cmd --permanent --zone=dmz --add-forward; firewall-cmd --reload`"},
-			fixed:  "table inet firewalld {\n}\n",
 			change: relaying,
 		},
 		"Docker on a relay": {

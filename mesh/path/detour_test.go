@@ -20,6 +20,15 @@ func relayWorld(t *testing.T, hosts int, cut *bool) *world {
 		both := a == w.hosts[0] && b == w.hosts[1] || a == w.hosts[1] && b == w.hosts[0]
 		return !both || !*cut, time.Millisecond
 	}
+	w.allRelay()
+	w.configure(false)
+	w.hosts[0].busy[w.hosts[1].id], w.hosts[1].busy[w.hosts[0].id] = true, true
+	w.run(20 * time.Second)
+	return w
+}
+
+// allRelay lets each host choose the first other host as a relay.
+func (w *world) allRelay() {
 	for _, h := range w.hosts {
 		h.cfg.Relays = func(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
 			for _, o := range w.hosts {
@@ -30,10 +39,6 @@ func relayWorld(t *testing.T, hosts int, cut *bool) *world {
 			return nil
 		}
 	}
-	w.configure(false)
-	w.hosts[0].busy[w.hosts[1].id], w.hosts[1].busy[w.hosts[0].id] = true, true
-	w.run(20 * time.Second)
-	return w
 }
 
 // uses returns the relay that two hosts use both ways; -1: none.
@@ -373,16 +378,7 @@ func TestHostsThatGossipDoesNotReachTryOtherRelays(t *testing.T) {
 				ok := a > 1 || b > 1 && (test.reaches[b-2]>>a&1 == 1 || b == len(w.hosts)-1 && w.now.Sub(start) >= test.after && test.after > 0)
 				return ok, time.Millisecond
 			}
-			for _, h := range w.hosts {
-				h.cfg.Relays = func(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
-					for _, o := range w.hosts {
-						if o.id != to && o != h && (avoid == nil || !avoid(o.id)) {
-							return []peer.ID{o.id}
-						}
-					}
-					return nil
-				}
-			}
+			w.allRelay()
 			w.configure(false)
 			took := w.until(test.limit, "the hosts find a relay", func() bool { return w.uses(0, 1) == len(w.hosts)-1 })
 			t.Logf("they found it after %v", took)
@@ -404,16 +400,7 @@ func TestRelaysBehindNATAreTheLastChoice(t *testing.T) {
 				between := w.byAddr[from] == w.hosts[a] && w.byAddr[to] == w.hosts[b] || w.byAddr[from] == w.hosts[b] && w.byAddr[to] == w.hosts[a]
 				return !between && to != w.hosts[hidden].addrs[0], time.Millisecond
 			}
-			for _, h := range w.hosts {
-				h.cfg.Relays = func(to peer.ID, avoid func(peer.ID) bool) []peer.ID {
-					for _, o := range w.hosts {
-						if o.id != to && o != h && (avoid == nil || !avoid(o.id)) {
-							return []peer.ID{o.id}
-						}
-					}
-					return nil
-				}
-			}
+			w.allRelay()
 			w.configure(false)
 			w.until(20*time.Second, "the hosts use a relay", func() bool { return w.uses(a, b) == hidden+others })
 			if asked := len(w.hosts[hidden].legs); (asked == 0) != (others > 0) {

@@ -19,7 +19,7 @@ func TestPassedStreamsEndWithTheirMemberAndHost(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				_, ends := passing(t, 3)
+				ends := passing(t, 3)
 				a, b, c := ends[0], ends[1], ends[2]
 				s, err := a.askOver([]memberlist.Address{b.at()}, c.at(), Request, time.Second)
 				if err != nil {
@@ -40,7 +40,7 @@ func TestPassedStreamsEndWithTheirMemberAndHost(t *testing.T) {
 // A host that ends does not wait for a member that is slow to pass its stream on.
 func TestAskOverEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, ends := passing(t, 3)
+		ends := passing(t, 3)
 		a, b, c := ends[0], ends[1], ends[2]
 		b.cfg.Find = func(string) (memberlist.Address, bool) {
 			time.Sleep(proofTimeout) // as if the other end were silent

@@ -19,7 +19,7 @@ import (
 )
 
 // passing returns n hosts in a row. Each reaches only its neighbours, and passes streams on to every other one.
-func passing(t *testing.T, n int) (*meshtest.Network, []*end) {
+func passing(t *testing.T, n int) []*end {
 	t.Helper()
 	net := meshtest.New(1)
 	ends := make([]*end, n)
@@ -40,7 +40,7 @@ func passing(t *testing.T, n int) (*meshtest.Network, []*end) {
 		x, y := int(a.As4()[3]), int(b.As4()[3])
 		return x-y > 1 || y-x > 1
 	})
-	return net, ends
+	return ends
 }
 
 func (e *end) askOver(row []memberlist.Address, to memberlist.Address, use Use, timeout time.Duration) (*Stream, error) {
@@ -55,7 +55,7 @@ func TestStreamsArePassedOn(t *testing.T) {
 	for _, hosts := range []int{3, 4} {
 		t.Run(fmt.Sprint(hosts-2, " in between"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				_, ends := passing(t, hosts)
+				ends := passing(t, hosts)
 				first, last := ends[0], ends[hosts-1]
 				if s, err := first.Ask(last.at(), Request, time.Second); err == nil {
 					s.Close()
@@ -99,7 +99,7 @@ func TestStreamsArePassedOn(t *testing.T) {
 // run that it does not know, nor back.
 func TestPassedStreamsEndWhereTheyShould(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, ends := passing(t, 3)
+		ends := passing(t, 3)
 		a, b, c := ends[0], ends[1], ends[2]
 		row := []memberlist.Address{b.at()}
 		for what, to := range map[string]memberlist.Address{
@@ -131,7 +131,7 @@ func TestPassedStreamsEndWhereTheyShould(t *testing.T) {
 // What a member lets another one pass on is bounded in number, bytes and time.
 func TestPassedStreamsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, ends := passing(t, 3)
+		ends := passing(t, 3)
 		a, b, c := ends[0], ends[1], ends[2]
 		row := []memberlist.Address{b.at()}
 		var open []*Stream

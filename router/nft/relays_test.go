@@ -206,7 +206,9 @@ func TestRelaysLimitTheRateOfAPair(t *testing.T) {
 		t.Fatal(err)
 	}
 	const size = 1400 // the kernel cuts what is written into datagrams of this size, as for WireGuard
-	if err := errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) }), err); err != nil {
+	var refused error
+	err = raw.Control(func(fd uintptr) { refused = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) })
+	if err := errors.Join(err, refused); err != nil {
 		t.Fatal(err)
 	}
 	start, sent := time.Now(), 0
@@ -217,10 +219,11 @@ func TestRelaysLimitTheRateOfAPair(t *testing.T) {
 	}
 	took := time.Since(start)
 	n := l.forwarded()[0]
-	if float64(sent) <= (pairBurst+PairRate*(1+took.Seconds()))*(1<<20) {
+	most := (pairBurst + PairRate*(1+took.Seconds())) * (1 << 20) * 1.05
+	if float64(sent) <= most {
 		t.Skipf("this machine is too slow to send more than a relay forwards: %d MiB in %v", sent>>20, took)
 	}
-	if most := (pairBurst + PairRate*(1+took.Seconds())) * (1 << 20) * 1.05; float64(n.Passed) > most || float64(sent) > most && n.Dropped == 0 {
+	if float64(n.Passed) > most || n.Dropped == 0 {
 		t.Errorf("of %d bytes in %v the relay forwarded %d, and dropped %d; want at most %.0f", sent, took, n.Passed, n.Dropped, most)
 	}
 	t.Logf("of %d MiB in %v the relay forwarded %d", sent>>20, took, n.Passed>>20)

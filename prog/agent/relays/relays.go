@@ -92,7 +92,7 @@ func (r *Relays) Status(v *view.View) (out []api.Relay) {
 	return out
 }
 
-// Problems names pairs that send more than this host forwards.
+// Problems says that there is no room for more pairs, and names pairs that send more than this host forwards.
 func (r *Relays) Problems(v *view.View) (list []problem.Problem) {
 	r.look()
 	if n := len(r.cfg.Relayed.Get().Pairs); n >= path.ManyPairs {

@@ -29,11 +29,8 @@ func policyTunnel(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer down(&err)
-	to, err := l.Addrs(ctx, "h2/c1")
+	to, err := startEcho(ctx, b, l)
 	if err != nil {
-		return err
-	}
-	if _, err := l.Background(ctx, "h2/c1", echoReady, b.self, "echo", fmt.Sprint(clusterPort)); err != nil {
 		return err
 	}
 	const none, again, few, many = 0, 1, 2, 3
@@ -46,7 +43,7 @@ func policyTunnel(ctx context.Context, b *bench) (err error) {
 				return err
 			}
 			now = policies[i]
-			rate, err := volleys(ctx, b, l, net.JoinHostPort(to[0], fmt.Sprint(clusterPort)))
+			rate, err := volleys(ctx, b, l, net.JoinHostPort(to, fmt.Sprint(clusterPort)))
 			if err != nil {
 				return fmt.Errorf("with %d policies: %w", now, err)
 			}
@@ -164,6 +161,16 @@ func volley(ctx context.Context, args []string) error {
 }
 
 const echoReady = "listening"
+
+// startEcho starts echo in h2/c1, and returns the address of that container.
+func startEcho(ctx context.Context, b *bench, l *lab.Lab) (string, error) {
+	to, err := l.Addrs(ctx, "h2/c1")
+	if err != nil {
+		return "", err
+	}
+	_, err = l.Background(ctx, "h2/c1", echoReady, b.self, "echo", fmt.Sprint(clusterPort))
+	return to[0], err
+}
 
 // echo sends every UDP packet back to its sender.
 func echo(ctx context.Context, args []string) error {

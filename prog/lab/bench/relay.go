@@ -30,11 +30,8 @@ func relay(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer down(&err)
-	to, err := l.Addrs(ctx, "h2/c1")
+	to, err := startEcho(ctx, b, l)
 	if err != nil {
-		return err
-	}
-	if _, err := l.Background(ctx, "h2/c1", echoReady, b.self, "echo", fmt.Sprint(clusterPort)); err != nil {
 		return err
 	}
 	var rates, medians, p99s [2]samples // direct, and over the relay
@@ -43,10 +40,10 @@ func relay(ctx context.Context, b *bench) (err error) {
 			if err := l.Link(ctx, "h1", "h2", state == api.ConnDirect); err != nil {
 				return err
 			}
-			if err := becomes(ctx, l, state, to[0]); err != nil {
+			if err := becomes(ctx, l, state, to); err != nil {
 				return err
 			}
-			median, p99, err := roundTripTimes(ctx, b, l, net.JoinHostPort(to[0], fmt.Sprint(clusterPort)))
+			median, p99, err := roundTripTimes(ctx, b, l, net.JoinHostPort(to, fmt.Sprint(clusterPort)))
 			if err != nil {
 				return err
 			}

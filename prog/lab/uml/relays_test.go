@@ -3,7 +3,6 @@ package uml
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -79,16 +78,11 @@ func outage(t *testing.T, l *lab.Lab, step func()) (longest time.Duration) {
 	t.Helper()
 	const interval, most = 20 * time.Millisecond, 4 * time.Minute
 	args := []string{"weft", "probe", "udp", "--json", "--until-eof", "--count", fmt.Sprint(int(most / interval)), "--interval", interval.String(), "--timeout", "2s"}
-	stdin, end := io.Pipe()
-	done := make(chan string, 1)
-	go func() {
-		out, _ := l.Exec(t.Context(), "h1/c1", stdin, append(args, addrs(t, l, "h2/c1")...)...) // lost packets are an error
-		done <- out
-	}()
-	time.Sleep(300 * time.Millisecond) // let the flow begin
+	f := startFlow(t, l, append(args, addrs(t, l, "h2/c1")...))
+	time.Sleep(300 * time.Millisecond) // let the flow be established
 	step()
-	end.Close()
-	out := <-done
+	f.end.Close()
+	out := (<-f.done).out // lost packets are an error
 	var results []probe.Result
 	if err := json.Unmarshal([]byte(out), &results); err != nil || len(results) == 0 {
 		t.Fatalf("weft probe printed %q, want its results: %v", out, err)

@@ -183,37 +183,50 @@ func lossless(t *testing.T, l *lab.Lab, protocols []string, step func(), flags .
 	t.Helper()
 	const interval, most = 10 * time.Millisecond, 4 * time.Minute
 	to := addrs(t, l, "h2/c1")
-	flows := make(chan error, len(protocols))
-	var ends []io.Closer
+	var flows []flow
 	for _, proto := range protocols {
 		args := []string{
 			"weft", "probe", proto, "--until-eof", "--count", fmt.Sprint(int(most / interval)), "--interval", interval.String(),
 			"--timeout", "6s", "--marker", marker,
 		}
 		args = append(args, flags...)
-		stdin, end := io.Pipe()
-		ends = append(ends, end)
-		go func() {
-			out, err := l.Exec(t.Context(), "h1/c1", stdin, append(args, to...)...)
-			if err != nil {
-				err = fmt.Errorf("%w\n%s", err, out)
-			}
-			flows <- err
-		}()
+		flows = append(flows, startFlow(t, l, append(args, to...)))
 	}
 	time.Sleep(300 * time.Millisecond) // let the flows be established
 	step()
-	if len(flows) > 0 {
+	if slices.ContainsFunc(flows, func(f flow) bool { return len(f.done) > 0 }) {
 		t.Error("a flow ended before the end of the step, want it to go on: the test proves nothing")
 	}
-	for _, end := range ends {
-		end.Close()
+	for _, f := range flows {
+		f.end.Close()
 	}
-	for range protocols {
-		if err := <-flows; err != nil {
-			t.Errorf("a flow lost messages, want no loss: %v", err)
+	for _, f := range flows {
+		if r := <-f.done; r.err != nil {
+			t.Errorf("a flow lost messages, want no loss: %v\n%s", r.err, r.out)
 		}
 	}
+}
+
+// flow is a running weft probe with --until-eof: it goes on until end is closed, and then done receives its result.
+type flow struct {
+	end  io.Closer
+	done chan flowResult
+}
+
+type flowResult struct {
+	out string
+	err error
+}
+
+// startFlow runs a command in h1/c1.
+func startFlow(t *testing.T, l *lab.Lab, args []string) flow {
+	stdin, end := io.Pipe()
+	f := flow{end, make(chan flowResult, 1)}
+	go func() {
+		out, err := l.Exec(t.Context(), "h1/c1", stdin, args...)
+		f.done <- flowResult{out, err}
+	}()
+	return f
 }
 
 // prefixesMove lets h3 join under traffic. One of h1 and h2 grants h3 a part of the ring. The other host
