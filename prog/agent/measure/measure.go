@@ -168,6 +168,7 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 	for {
 		select {
 		case <-ctx.Done():
+			m.keep() // the next run of this agent begins with it
 			return
 		case <-timer.C:
 		case <-m.changed:
@@ -193,7 +194,11 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 			saved = now
 			m.keep()
 		}
-		timer.Reset(max(min(time.Until(next), time.Until(listed.Add(step))), time.Millisecond))
+		wait := min(time.Until(next), time.Until(listed.Add(step)))
+		if m.unsaved() {
+			wait = min(wait, time.Until(saved.Add(saveEvery)))
+		}
+		timer.Reset(max(wait, time.Millisecond))
 	}
 }
 
@@ -309,8 +314,9 @@ func (m *Measure) send(conn Conn, s path.Send) {
 func (m *Measure) receive(conn Conn, d probe.Datagram) {
 	m.mu.Lock()
 	now := time.Now()
+	relayed := m.Relayed.Version()
 	answer, ok := m.prober.Receive(now, path.Arrival{From: d.From, To: d.To, Payload: d.Payload, Size: d.Size})
-	if !m.publish(now) || m.prober.Next().Before(m.wakeAt) {
+	if !m.publish(now) || m.prober.Next().Before(m.wakeAt) || m.Relayed.Version() != relayed { // that is to be saved
 		select {
 		case m.changed <- struct{}{}:
 		default:

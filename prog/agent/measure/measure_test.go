@@ -160,6 +160,27 @@ func TestPathsBetweenTwoHostsArePublished(t *testing.T) {
 	})
 }
 
+// The relays in use are saved when the agent ends, however lately they have changed: its next run begins with them.
+func TestRelaysInUseAreSavedAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{conns: map[netip.Addr]*conn{}}
+		hosts, _ := pair(t, n, func(int) error { return nil })
+		m := hosts[0]
+		var saved Relayed
+		m.cfg.Save = func(r Relayed) error { saved = r; return nil }
+		ctx, end := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- m.Run(ctx) }()
+		time.Sleep(3*time.Second + 10*time.Millisecond) // between two turns of its loop
+		want := Relayed{Pairs: []path.Pair{{Peers: [2]peer.ID{{7}, {8}}}}}
+		m.Relayed.Set(want)
+		end()
+		if err := <-done; err != nil || !saved.equal(want) {
+			t.Errorf("at the end %+v was saved, error %v; want %+v", saved, err, want)
+		}
+	})
+}
+
 // Once a question is answered again, a second answer confirms it at once, on both hosts.
 func TestARestoredPathIsConfirmedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

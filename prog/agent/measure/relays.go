@@ -24,6 +24,12 @@ func (m *Measure) names(over path.Relays) (out []string) {
 	return out
 }
 
+// unsaved reports whether the ways and pairs have changed since they were saved.
+func (m *Measure) unsaved() bool {
+	_, version := m.Relayed.Read()
+	return version != m.kept
+}
+
 // keep saves the ways and pairs if they have changed. A relay whose agent restarts must go on with the first plan, and
 // a tunnel that uses one as well.
 func (m *Measure) keep() {
