@@ -22,6 +22,7 @@ import (
 	"weft/prog/agent/measure"
 	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
+	"weft/prog/agent/network"
 	"weft/prog/agent/nodeaddr"
 	"weft/prog/agent/pairs"
 	"weft/prog/agent/paths"
@@ -75,6 +76,7 @@ type parts struct {
 	policies   *policyview.View
 	cni        *install.Installer
 	status     *status.Reporter
+	network    *network.Overview
 	control    *control.Server
 }
 
@@ -250,10 +252,11 @@ func (r *run) wireQueries(h host, p *parts) {
 			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.relays.Problems, p.view.Problems, status.Any(p.cni.Problems),
 		},
 	})
+	p.network = network.New(network.Config{Self: t.Self, Mesh: p.mesh, View: seen, Reporter: p.status, Know: p.enforce.Snapshot})
 	p.control = control.New(control.Config{Self: t.Self, Mesh: p.mesh, IPAM: p.ipam, View: p.view, Stop: r.stop})
 	p.control.Attachments, p.control.Service, p.control.View = p.attached, p.names, p.policies
 	p.control.Explainer, p.control.Reporter, p.control.Board = p.explain, p.status, r.board
-	p.control.Membership = p.membership
+	p.control.Membership, p.control.Overview = p.membership, p.network
 	r.board.Add(p.conditions(o.StateDir)...)
 	p.replicate(try)
 }

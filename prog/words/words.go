@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"unicode"
 )
 
 // Misuse is an error in a user's input. It ends a command with exit code 2.
@@ -109,4 +110,21 @@ func Are[N ~int | ~uint64](n N) string {
 		return "is"
 	}
 	return "are"
+}
+
+// Printable returns at most the given number of characters of a text that another host wrote. Characters that
+// control a terminal become spaces.
+func Printable(s string, most int) string {
+	var out strings.Builder
+	for _, r := range s {
+		if most--; most < 0 {
+			out.WriteString("…")
+			break
+		}
+		if !unicode.IsPrint(r) {
+			r = ' '
+		}
+		out.WriteRune(r)
+	}
+	return out.String()
 }

@@ -85,3 +85,11 @@ func TestCountAgreesWithNoun(t *testing.T) {
 		t.Errorf("Are(1) is %q and Are(0) is %q, want \"is\" and \"are\"", Are(1), Are(0))
 	}
 }
+
+func TestTextsOfOthersCannotControlATerminal(t *testing.T) {
+	for in, want := range map[string]string{"plain, ünï": "plain, ünï", "\x1b[2J\r\n": " [2J  ", "\u009b31m\u202e": " 31m ", strings.Repeat("x", 30): strings.Repeat("x", 20) + "…"} {
+		if got := Printable(in, 20); got != want {
+			t.Errorf("%q becomes %q, want %q", in, got, want)
+		}
+	}
+}

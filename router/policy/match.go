@@ -100,14 +100,7 @@ func (c *Compiler) peers(p Policy, peer Peer) string {
 	if peer.Block != nil {
 		return c.block(*peer.Block)
 	}
-	content := fmt.Sprintf("in %q", p.Namespace)
-	if peer.Namespaces != nil {
-		content = peer.Namespaces.content()
-	}
-	if peer.Pods != nil {
-		content += "\n" + peer.Pods.content()
-	}
-	s := Set{Name: SetName("pods", content)}
+	s := Set{Name: SetName("pods", peer.content(p.Namespace))}
 	if c.groups[s.Name] == nil {
 		c.groups[s.Name] = &group{Set: s, peer: &peer, own: p.Namespace}
 	}
@@ -126,6 +119,18 @@ func (c *Compiler) block(b Block) string {
 	}
 	c.blocks[s.Name], c.blockNames[content] = &s, s.Name
 	return s.Name
+}
+
+// content returns a unique key of the selectors of a peer in a policy of the namespace own.
+func (peer Peer) content(own string) string {
+	content := fmt.Sprintf("in %q", own)
+	if peer.Namespaces != nil {
+		content = peer.Namespaces.content()
+	}
+	if peer.Pods != nil {
+		content += "\n" + peer.Pods.content()
+	}
+	return content
 }
 
 // choosesNamespace reports whether a peer's selectors select endpoints of a namespace.

@@ -20,6 +20,7 @@ import (
 	"weft/prog/agent/live"
 	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
+	"weft/prog/agent/network"
 	"weft/prog/agent/policyview"
 	"weft/prog/agent/ready"
 	"weft/prog/agent/status"
@@ -73,6 +74,7 @@ type Server struct {
 	*status.Reporter
 	*ready.Board
 	*membership.Membership
+	*network.Overview
 
 	cfg Config
 }

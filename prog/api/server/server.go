@@ -37,6 +37,7 @@ type Agent interface {
 	RevokeToken(context.Context, api.RevokeRequest) (api.RevokeReply, error)
 	Usage(context.Context) (map[string]api.Usage, error)
 	Policies
+	Network
 }
 
 // Handler serves the whole contract. Only root may have access to its socket.
@@ -63,6 +64,7 @@ func Handler(a Agent) http.Handler {
 	write(mux, api.PathDropName, quiet(a.RemoveName))
 	write(mux, api.PathLookup, a.Lookup)
 	AddPolicies(mux, a)
+	addNetwork(mux, a)
 	return mux
 }
 

@@ -1,0 +1,23 @@
+package server
+
+import (
+	"context"
+	"net/http"
+
+	"weft/prog/api"
+)
+
+// Network is the agent's access to all hosts.
+type Network interface {
+	Network(context.Context) (api.Network, error)
+	NetworkEndpoints(context.Context) (api.NetworkEndpoints, error)
+	HostReport(context.Context, api.HostRequest) (api.Report, error)
+	Matrix(context.Context, api.MatrixRequest) (api.Matrix, error)
+}
+
+func addNetwork(mux *http.ServeMux, n Network) {
+	read(mux, api.PathNetwork, n.Network)
+	read(mux, api.PathEndpoints, n.NetworkEndpoints)
+	write(mux, api.PathHost, n.HostReport)
+	write(mux, api.PathMatrix, n.Matrix)
+}
