@@ -12,6 +12,7 @@ import (
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/attach"
+	"weft/prog/agent/check"
 	"weft/prog/agent/control"
 	"weft/prog/agent/datapath"
 	"weft/prog/agent/dryrun"
@@ -37,11 +38,11 @@ import (
 	"weft/prog/agent/unattached"
 	"weft/prog/agent/underlay"
 	"weft/prog/agent/view"
+	"weft/prog/api"
 	"weft/prog/cni/install"
 	"weft/router"
 	"weft/router/link"
 	"weft/router/probe"
-	"weft/router/problem"
 	"weft/router/wg"
 )
 
@@ -77,6 +78,7 @@ type parts struct {
 	cni        *install.Installer
 	status     *status.Reporter
 	network    *network.Overview
+	check      *check.Checker
 	control    *control.Server
 }
 
@@ -247,16 +249,26 @@ func (r *run) wireQueries(h host, p *parts) {
 	p.status = status.New(status.Config{
 		Options: o, PublicKey: t.Public.String(), IPv6: r.ipv6, View: p.view, Board: r.board, Attached: p.attached, Unattached: p.unattached,
 		Paths: p.paths, Relays: p.relays, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath, Links: p.links,
-		Problems: []func(*view.View) []problem.Problem{
-			status.Any(p.membership.Problems), status.Any(p.datapath.Problems), status.Any(p.measure.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
-			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.relays.Problems, p.view.Problems, status.Any(p.cni.Problems),
-		},
+		Sources: p.sources(h),
 	})
 	p.network = network.New(network.Config{Self: t.Self, Mesh: p.mesh, View: seen, Reporter: p.status, Know: p.enforce.Snapshot})
+	p.check = check.New(check.Config{Self: t.Self, Mesh: p.mesh, View: seen, Report: p.status.Report, StateDir: o.StateDir})
 	p.control = control.New(control.Config{Self: t.Self, Mesh: p.mesh, IPAM: p.ipam, View: p.view, Stop: r.stop})
 	p.control.Attachments, p.control.Service, p.control.View = p.attached, p.names, p.policies
 	p.control.Explainer, p.control.Reporter, p.control.Board = p.explain, p.status, r.board
-	p.control.Membership, p.control.Overview = p.membership, p.network
+	p.control.Membership, p.control.Overview, p.control.Checker = p.membership, p.network, p.check
 	r.board.Add(p.conditions(o.StateDir)...)
 	p.replicate(try)
+}
+
+// sources lists the components that report problems.
+func (p *parts) sources(h host) []status.Source {
+	return []status.Source{
+		{Area: api.AreaMembers, Of: status.Any(p.membership.Problems)}, {Area: api.AreaFirewall, Of: status.Any(p.datapath.Problems)},
+		{Area: api.AreaTunnels, Of: status.Any(p.measure.Problems)}, {Area: api.AreaEndpoints, Of: status.Any(p.attached.Problems)},
+		{Area: api.AreaEndpoints, Of: status.Any(p.unattached.Problems)}, {Area: api.AreaDNS, Of: status.Any(p.names.Problems)},
+		{Area: api.AreaPolicies, Of: status.Any(p.enforce.Problems)}, {Area: api.AreaKubernetes, Of: status.Any(h.problems)},
+		{Area: api.AreaTunnels, Of: p.paths.Problems}, {Area: api.AreaTunnels, Of: p.relays.Problems}, {Area: api.AreaAddresses, Of: p.view.Problems},
+		{Area: api.AreaCNI, Of: status.Any(p.cni.Problems)},
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"weft/prog/agent/config"
 	"weft/prog/agent/control"
 	"weft/prog/agent/live"
+	"weft/prog/agent/privilege"
 	"weft/prog/agent/statedir"
 )
 
@@ -23,7 +24,7 @@ func AwaitLaunch(ctx context.Context, opts config.Options, before os.FileInfo) (
 	r := newRun(opts, belongsNowhere)
 	ctx, r.stop = context.WithCancel(ctx)
 	defer r.stop()
-	if err := CheckPrivileges(); err != nil {
+	if err := privilege.CheckAgent(); err != nil {
 		return false, err
 	}
 	_, group, ctx, err := r.listen(ctx, true)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"weft/prog/agent/config"
+	"weft/prog/agent/privilege"
 	"weft/prog/agent/statedir"
 	"weft/prog/cni/install"
 	"weft/prog/kube"
@@ -25,7 +26,7 @@ import (
 // could not be restored. It renames a state file that cannot be read. The agent must not be
 // running.
 func Reset(ctx context.Context, opts config.Options) (kept []string, err error) {
-	if err := CheckNetAdmin(); err != nil {
+	if err := privilege.CheckNetAdmin(); err != nil {
 		return nil, err
 	}
 	if err := install.Remove(opts.CNIConfDir, opts.CNIBinDir); err != nil {

@@ -10,12 +10,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"weft/mesh"
 	"weft/prog/agent/admission"
@@ -23,6 +21,7 @@ import (
 	"weft/prog/agent/control"
 	"weft/prog/agent/discover"
 	"weft/prog/agent/founding"
+	"weft/prog/agent/privilege"
 	"weft/prog/agent/ready"
 	"weft/prog/agent/settings"
 	"weft/prog/agent/statedir"
@@ -76,7 +75,7 @@ func Run(ctx context.Context, opts config.Options) (err error) {
 	r := newRun(opts, starting)
 	ctx, r.stop = context.WithCancel(ctx)
 	defer r.stop()
-	if err := CheckPrivileges(); err != nil {
+	if err := privilege.CheckAgent(); err != nil {
 		return err
 	}
 	if opts.SysctlDir != "" {
@@ -197,31 +196,4 @@ func unlessStopped(err error) error {
 		return nil
 	}
 	return err
-}
-
-// CheckPrivileges reports missing privileges of an agent, which would otherwise cause errors in many
-// places.
-func CheckPrivileges() error {
-	if err := CheckNetAdmin(); err != nil {
-		return err
-	}
-	return checkCapability("NET_RAW", unix.CAP_NET_RAW, "sends probes from WireGuard's port")
-}
-
-// CheckNetAdmin reports whether this process may change links, routes and rules. That is enough to
-// remove them.
-func CheckNetAdmin() error {
-	return checkCapability("NET_ADMIN", unix.CAP_NET_ADMIN, "makes links, routes and nftables rules")
-}
-
-func checkCapability(name string, number int, does string) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("agent: read capabilities: %w", err)
-	}
-	if data[0].Effective&(1<<number) == 0 {
-		return fmt.Errorf("this needs root: run it with sudo. (The capability %s is missing, by which Weft %s; a container or a unit can be given that capability alone)", name, does)
-	}
-	return nil
 }

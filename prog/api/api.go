@@ -39,7 +39,8 @@ type Report struct {
 
 // Problem is a fault of this host that affects its users.
 type Problem struct {
-	Reason string `json:"reason"` // identifier for filters, the same in events and metrics
+	Area   string `json:"area,omitempty"` // one of the Area constants
+	Reason string `json:"reason"`         // identifier for filters, the same in events and metrics
 	What   string `json:"what"`
 	Effect string `json:"effect,omitempty"`
 	Fix    string `json:"fix,omitempty"`

@@ -15,6 +15,7 @@ import (
 
 	"weft/prog/agent"
 	"weft/prog/agent/config"
+	"weft/prog/agent/privilege"
 	"weft/prog/agent/statedir"
 	"weft/prog/api"
 	"weft/prog/cni/install"
@@ -90,7 +91,7 @@ uninstall.yaml do: while a Node has it, no other node founds a new network.
 With --cni it only removes the CNI configuration and the plugin, so that no more containers
 are attached, and leaves everything else as it is.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := agent.CheckNetAdmin(); err != nil {
+			if err := privilege.CheckNetAdmin(); err != nil {
 				return err
 			}
 			if err := applyDirs(settings, cmd.Flags()); err != nil {

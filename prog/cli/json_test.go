@@ -63,6 +63,7 @@ var outputs = map[string]struct {
 	"weft status ipam":        {value: api.IPAM{}, args: "status ipam"},
 	"weft status dns":         {value: []api.Name{}, args: "status dns"},
 	"weft status policy":      {value: api.PolicyStatus{}, args: "status policy"},
+	"weft check":              {value: api.CheckReply{}, args: "check"},
 	"weft report":             {value: api.Report{}, args: "report"},
 	"weft config view":        {value: configReply{}, args: "config view"},
 	"weft policy apply":       {value: api.ApplyReply{}, args: "policy apply -f -"},

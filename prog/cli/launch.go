@@ -19,6 +19,7 @@ import (
 
 	"weft/prog/agent"
 	"weft/prog/agent/discover"
+	"weft/prog/agent/privilege"
 	"weft/prog/agent/statedir"
 	"weft/prog/api"
 	"weft/prog/words"
@@ -165,7 +166,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if _, err := runsAlready(cmd.Context(), client); err != nil {
 		return err
 	}
-	if err := agent.CheckPrivileges(); err != nil {
+	if err := privilege.CheckAgent(); err != nil {
 		return err
 	}
 	given, err := a.secretGiven(f.tokenSrc, f.cluster)

@@ -74,7 +74,7 @@ func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 		return ExitOK
 	}
 	code := exitCode(err)
-	if exit, ok := errors.AsType[*lab.ExitError](err); (!ok || exit.Code == 0) && !errors.Is(err, errNotReady) {
+	if exit, ok := errors.AsType[*lab.ExitError](err); (!ok || exit.Code == 0) && !errors.Is(err, errNotReady) && !errors.Is(err, errFailed) {
 		fmt.Fprintln(errOut, "weft:", err)
 	}
 	return code
@@ -137,7 +137,7 @@ func (a *app) root() *cobra.Command {
 		a.attach(), a.detach(), a.ps(), a.expose(), a.hide(),
 		a.dnsAdd(), a.dnsRemove(), a.dnsLookup(),
 		a.policy(),
-		a.status(), a.report(), a.version(), a.config(), a.token(), a.datapath(),
+		a.status(), a.check(), a.report(), a.version(), a.config(), a.token(), a.datapath(),
 		lab.Command(), probe.Command(a.addressesOf),
 	)
 	root.InitDefaultHelpCmd()

@@ -16,6 +16,7 @@ import (
 	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/prog/agent/attach"
+	"weft/prog/agent/check"
 	"weft/prog/agent/explain"
 	"weft/prog/agent/live"
 	"weft/prog/agent/membership"
@@ -75,6 +76,7 @@ type Server struct {
 	*ready.Board
 	*membership.Membership
 	*network.Overview
+	*check.Checker
 
 	cfg Config
 }

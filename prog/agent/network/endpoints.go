@@ -38,4 +38,3 @@ func (n *Overview) version() string {
 	}
 	return hex.EncodeToString(total[:])
 }
-

@@ -9,7 +9,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync"
 	"time"
 
 	"weft/mesh/peer"
@@ -54,36 +53,16 @@ type Config struct {
 type Overview struct {
 	cfg Config
 
-	summary remembered[api.Host]
-	all     remembered[api.Network]
+	summary live.Recent[api.Host]
+	all     live.Recent[api.Network]
 }
 
 // New makes an overview.
 func New(cfg Config) *Overview { return &Overview{cfg: cfg} }
 
-// remembered is an answer that is used again for a while. Of several requests at once, one makes it.
-type remembered[T any] struct {
-	mu    sync.Mutex
-	value T
-	until time.Time
-}
-
-func (r *remembered[T]) get(makeOne func() (T, time.Duration, error)) (T, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if time.Now().Before(r.until) {
-		return r.value, nil
-	}
-	value, lasts, err := makeOne()
-	if err == nil {
-		r.value, r.until = value, time.Now().Add(lasts)
-	}
-	return value, err
-}
-
 // Network asks all hosts for their summaries.
 func (n *Overview) Network(ctx context.Context) (api.Network, error) {
-	return n.all.get(func() (api.Network, time.Duration, error) {
+	return n.all.Get(func() (api.Network, time.Duration, error) {
 		out, err := n.collect(context.WithoutCancel(ctx)) // others wait for the same answer
 		return out, fresh + time.Duration(len(out.Hosts))*freshEach, err
 	})
@@ -171,7 +150,7 @@ func (n *Overview) find(word string) (found peer.ID, err error) {
 func (n *Overview) Handlers() map[string]func(context.Context, peer.ID, []byte) ([]byte, error) {
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
 		requestSummary: func(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) {
-			h, err := n.summary.get(func() (api.Host, time.Duration, error) {
+			h, err := n.summary.Get(func() (api.Host, time.Duration, error) {
 				r, err := n.cfg.Reporter.Report(context.WithoutCancel(ctx))
 				return summarize(r), fresh, err
 			})

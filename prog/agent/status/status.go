@@ -81,8 +81,13 @@ type Config struct {
 	Settings   Settings
 	Datapath   Datapath
 	Links      Links
-	// Problems returns the problems of each component.
-	Problems []func(*view.View) []problem.Problem
+	Sources    []Source
+}
+
+// Source is a component that reports problems.
+type Source struct {
+	Area string // one of the Area constants of the API
+	Of   func(*view.View) []problem.Problem
 }
 
 // Reporter makes reports. It is safe for concurrent use.
@@ -104,9 +109,11 @@ func (s *Reporter) Report(ctx context.Context) (api.Report, error) {
 		DNS: c.Resolver.Status(v), Policy: c.Policies.Status(), CNI: c.CNI.Status(),
 	}
 	r.Router.Exposed, r.IPAM.Excluded = set.Exposed, set.Exclude
-	for _, p := range s.problems(v) {
-		r.Warnings = append(r.Warnings, p.String())
-		r.Problems = append(r.Problems, api.Problem{Reason: p.Reason, What: p.What, Effect: p.Effect, Fix: p.Fix})
+	for _, source := range c.Sources {
+		for _, p := range source.Of(v) {
+			r.Warnings = append(r.Warnings, p.String())
+			r.Problems = append(r.Problems, api.Problem{Area: source.Area, Reason: p.Reason, What: p.What, Effect: p.Effect, Fix: p.Fix})
+		}
 	}
 	for _, x := range c.Mesh.Rejections() { // the status shows rejected hosts in lines of their own
 		r.Rejections = append(r.Rejections, api.Rejection(x))
@@ -114,15 +121,15 @@ func (s *Reporter) Report(ctx context.Context) (api.Report, error) {
 	return r, nil
 }
 
-// Any adapts a function that needs no view, so that it can be an element of Config.Problems.
+// Any adapts a function that needs no view, so that it can be a Source.
 func Any(problems func() []problem.Problem) func(*view.View) []problem.Problem {
 	return func(*view.View) []problem.Problem { return problems() }
 }
 
 // problems lists the problems of all components.
 func (s *Reporter) problems(v *view.View) (list []problem.Problem) {
-	for _, of := range s.cfg.Problems {
-		list = append(list, of(v)...)
+	for _, source := range s.cfg.Sources {
+		list = append(list, source.Of(v)...)
 	}
 	return list
 }

@@ -68,14 +68,14 @@ func newReporter(h *host) *Reporter {
 	return New(Config{
 		Options: config.Options{Version: "v1"}, View: h, Board: h, Attached: attached{}, Unattached: h, Paths: paths{}, Relays: relays{}, Resolver: resolver{},
 		Policies: policies{}, CNI: cni{}, Mesh: h, Settings: h, Datapath: h, Links: links{},
-		Problems: []func(*view.View) []problem.Problem{
-			func(*view.View) []problem.Problem {
+		Sources: []Source{
+			{Area: "disk", Of: func(*view.View) []problem.Problem {
 				return []problem.Problem{{Reason: "A", What: "the disk is slow", Fix: "see why"}}
-			},
-			func(*view.View) []problem.Problem { return nil },
-			func(*view.View) []problem.Problem {
+			}},
+			{Of: func(*view.View) []problem.Problem { return nil }},
+			{Of: func(*view.View) []problem.Problem {
 				return []problem.Problem{{Reason: "B", What: "x", Effect: "y", Fix: "z"}}
-			},
+			}},
 		},
 	})
 }

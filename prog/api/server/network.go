@@ -13,6 +13,7 @@ type Network interface {
 	NetworkEndpoints(context.Context) (api.NetworkEndpoints, error)
 	HostReport(context.Context, api.HostRequest) (api.Report, error)
 	Matrix(context.Context, api.MatrixRequest) (api.Matrix, error)
+	Checks(context.Context, api.CheckRequest) (api.CheckReply, error)
 }
 
 func addNetwork(mux *http.ServeMux, n Network) {
@@ -20,4 +21,5 @@ func addNetwork(mux *http.ServeMux, n Network) {
 	read(mux, api.PathEndpoints, n.NetworkEndpoints)
 	write(mux, api.PathHost, n.HostReport)
 	write(mux, api.PathMatrix, n.Matrix)
+	write(mux, api.PathCheck, n.Checks)
 }

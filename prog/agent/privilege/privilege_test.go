@@ -1,4 +1,4 @@
-package agent
+package privilege
 
 import (
 	"os"
@@ -35,7 +35,7 @@ func TestTheMissingCapabilityIsNamed(t *testing.T) {
 		for _, check := range []struct {
 			want string
 			err  error
-		}{{c.agent, CheckPrivileges()}, {c.remove, CheckNetAdmin()}} {
+		}{{c.agent, CheckAgent()}, {c.remove, CheckNetAdmin()}} {
 			want, err := check.want, check.err
 			if (err != nil) != (want != "") || err != nil && !strings.Contains(err.Error(), "capability "+want+" is missing") {
 				t.Errorf("with the capabilities %v: got the error %v, want one that names %q (empty: no error)", c.has, err, want)

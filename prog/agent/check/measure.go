@@ -1,0 +1,99 @@
+package check
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sync/errgroup"
+
+	"weft/prog/agent/statedir"
+	"weft/prog/api"
+	"weft/prog/words"
+	"weft/router/link"
+)
+
+// measure tests what the report does not have.
+func (c *Checker) measure(ctx context.Context, r api.Report) measured {
+	m := measured{silent: map[string][]string{}, asked: map[string]int{}, answered: map[string]bool{}, disk: statedir.CheckDisk(c.cfg.StateDir)}
+	var group errgroup.Group
+	group.Go(func() error {
+		m.dns = askServer(ctx, r.DNS)
+		return nil
+	})
+	pingAll(ctx, r, &m)
+	_ = group.Wait() // its function returns no error
+	for _, one := range [][]string{{"ipv4", "ip_forward"}, {"ipv6", "conf", "all", "forwarding"}} {
+		if !link.SysctlIs("1", one...) && (one[0] == "ipv4" || r.Router.IPv6) {
+			m.sysctls = append(m.sysctls, "net."+strings.Join(one, "."))
+		}
+	}
+	return m
+}
+
+// askServer asks the name server at its first address for its own domain.
+func askServer(ctx context.Context, d api.DNS) error {
+	if d.Off || d.Problem != "" || len(d.Listening) == 0 {
+		return nil
+	}
+	q := new(dns.Msg).SetQuestion(dns.Fqdn(d.Domain), dns.TypeSOA)
+	client := dns.Client{Timeout: time.Second}
+	server := netip.AddrPortFrom(d.Listening[0], 53).String()
+	answer, _, err := client.ExchangeContext(ctx, q, server)
+	if err != nil {
+		answer, _, err = client.ExchangeContext(ctx, q, server) // one packet may be lost
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %s", server, words.Cause(err))
+	case answer.Rcode != dns.RcodeSuccess:
+		return fmt.Errorf("%s answers %s to a question about its own domain", server, dns.RcodeToString[answer.Rcode])
+	}
+	return nil
+}
+
+// pingAll sends echo requests to the node addresses of all peers whose tunnels work or were not used yet, at most
+// atOnce at a time.
+func pingAll(ctx context.Context, r api.Report, m *measured) {
+	const atOnce = 32
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	note := func(area, name string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		m.asked[area]++
+		if err != nil {
+			m.silent[area] = append(m.silent[area], name+": "+words.Cause(err))
+			return
+		}
+		m.answered[name] = true
+	}
+	for _, c := range r.Router.Connections {
+		i := slices.IndexFunc(r.Router.Peers, func(p api.Peer) bool { return p.ID == c.Peer })
+		if i < 0 || !slices.Contains([]string{api.ConnDirect, api.ConnRelayed, api.ConnPending}, c.State) {
+			continue
+		}
+		name := nameOf(c)
+		for _, addr := range r.Router.Peers[i].Node {
+			group.Go(func() error {
+				area, headers := api.AreaIPv4, 20+8 // of IPv4 (RFC 791) and ICMP
+				if addr.Is6() {
+					area, headers = api.AreaIPv6, 40+8
+				}
+				err := ping(ctx, addr, 8)
+				note(area, name, err)
+				if err == nil && c.MTU > headers {
+					note(api.AreaMTU, fmt.Sprintf("%s, %d-byte packets to %v", name, c.MTU, addr), ping(ctx, addr, c.MTU-headers))
+				}
+				return nil
+			})
+		}
+	}
+	_ = group.Wait() // its functions return no error
+}
