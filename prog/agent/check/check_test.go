@@ -62,6 +62,10 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 			r.Problems = []api.Problem{{Area: api.AreaTunnels, Reason: problem.Port, What: "UDP 6784 of 02(h2) does not answer"}}
 		}},
 		{api.AreaGossip, api.CheckFail, "gossip does not reach 02(h2)", func(r *api.Report, _ *measured) { r.Router.Connections[0].Gossip = false }},
+		{api.AreaGossip, api.CheckFail, "gossip does not reach 02(h2)", func(r *api.Report, _ *measured) { // beside another problem of that host
+			r.Router.Connections[0].Gossip = false
+			r.Problems = []api.Problem{{Area: api.AreaTunnels, Reason: problem.Flapping, What: "the tunnel to 02(h2) failed and worked again"}}
+		}},
 		{api.AreaMTU, api.CheckWarn, "fragments", func(r *api.Report, _ *measured) {
 			r.Problems = []api.Problem{{Area: api.AreaTunnels, Reason: problem.PathMTU, What: "large packets go in fragments"}}
 		}},
@@ -82,7 +86,7 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 			r.DNS.Upstreams = []api.Upstream{{Server: "192.0.2.53", Error: "refused"}}
 		}},
 		{api.AreaPolicies, api.CheckWarn, "newest policies", func(r *api.Report, _ *measured) { r.Policy.Current = false }},
-		{api.AreaFirewall, api.CheckWarn, "ufw drops", func(r *api.Report, _ *measured) {
+		{api.AreaFirewall, api.CheckFail, "ufw drops", func(r *api.Report, _ *measured) {
 			r.Problems = []api.Problem{{Area: api.AreaFirewall, Reason: problem.Host, What: "ufw drops forwarded packets", Fix: "allow them"}}
 		}},
 		{api.AreaSysctls, api.CheckFail, "ip_forward", func(_ *api.Report, m *measured) { m.sysctls = []string{"net.ipv4.ip_forward"} }},

@@ -76,7 +76,7 @@ func (e *evaluation) problems() {
 		if p.Reason == problem.PathMTU {
 			area = api.AreaMTU
 		}
-		if slices.Contains(fatal, p.Reason) {
+		if area == api.AreaFirewall || slices.Contains(fatal, p.Reason) {
 			result = api.CheckFail
 		}
 		e.add(result, area, p.What, p.Effect, p.Fix)
@@ -86,10 +86,11 @@ func (e *evaluation) problems() {
 	}
 }
 
-// named reports whether a check already names a peer.
-func (e *evaluation) named(c api.Connection) bool {
-	name := nameOf(c)
-	return slices.ContainsFunc(e.list, func(one api.Check) bool { return strings.Contains(one.What+one.Effect, name) })
+// named reports whether a check with a result and a word in its text already names a peer.
+func (e *evaluation) named(c api.Connection, result, word string) bool {
+	return slices.ContainsFunc(e.list, func(one api.Check) bool {
+		return one.Result == result && strings.Contains(one.What+one.Effect, nameOf(c)) && strings.Contains(one.What, word)
+	})
 }
 
 // tunnels adds the tunnels that do not work, unless a problem already says why.
@@ -104,7 +105,7 @@ func (e *evaluation) tunnels(m measured) {
 		switch state := e.peerState(c.Peer); {
 		case state == "stopped" || state == "left":
 			e.add(api.CheckWarn, api.AreaTunnels, fmt.Sprintf("the agent of %s was stopped", name), "its containers keep their connections, and learn of no changes", "start it there (`weft launch`), or remove the host (`weft rmpeer "+c.Peer+"`)")
-		case c.State == api.ConnDirect || c.State == api.ConnRelayed || e.named(c):
+		case c.State == api.ConnDirect || c.State == api.ConnRelayed || e.named(c, api.CheckFail, ""):
 		case c.State == api.ConnPending && m.answered[name]: // these packets were the first
 			states[api.ConnDirect]++
 		case c.State == api.ConnPending:
@@ -114,7 +115,7 @@ func (e *evaluation) tunnels(m measured) {
 		default:
 			e.add(api.CheckFail, api.AreaTunnels, fmt.Sprintf("the tunnel to %s does not work (%s): %s", name, c.State, c.Info), "containers of this host and of that host do not reach each other", "see `weft status connections`, and open the UDP ports of WireGuard between the two hosts")
 		}
-		if !c.Gossip && c.State != api.ConnSilent && !e.named(c) {
+		if !c.Gossip && c.State != api.ConnSilent && !e.named(c, api.CheckFail, "gossip") {
 			e.add(api.CheckFail, api.AreaGossip, fmt.Sprintf("gossip does not reach %s", name), "this host does not learn of changes on that host", "make sure that its agent runs, and open TCP and UDP 6783 between the two hosts")
 		}
 	}

@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/mesh/meshtest/eventually"
+	"weft/prog/api"
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+)
+
+// check runs weft check on a host.
+func check(t *testing.T, l *lab.Lab, host string, flags ...string) (r api.CheckReply) {
+	t.Helper()
+	out := run(t, l, host, append([]string{"sh", "-c", `weft check --json "$@" || [ $? = 1 ]`, "-"}, flags...)...)
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("%s: weft check printed %q: %v", host, out, err)
+	}
+	return r
+}
+
+// finds reports whether a check has a result other than PASS in an area, whose text has all the words.
+func finds(list []api.Check, area string, words ...string) bool {
+	return slices.ContainsFunc(list, func(c api.Check) bool {
+		text := c.What + " " + c.Effect + " " + c.Fix
+		return c.Area == area && c.Result != api.CheckPass && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(text, w) })
+	})
+}
+
+// wrong is a situation that weft check on h1 names.
+type wrong struct {
+	name       string
+	begin, end func(*testing.T, *lab.Lab)
+	area       string
+	says       []string
+}
+
+// firewallOnH1 is a foreign firewall with one chain.
+func firewallOnH1(name, chain, area string, says ...string) wrong {
+	return wrong{
+		name: name, area: area, says: says,
+		begin: func(t *testing.T, l *lab.Lab) { load(t, l, "h1", "table inet firewall {\n"+chain+"\n}\n") },
+		end:   func(t *testing.T, l *lab.Lab) { load(t, l, "h1", "delete table inet firewall\n") },
+	}
+}
+
+// wrongs are the situations, in the order in which the test makes them. The last ones end other agents.
+func wrongs() (list []wrong) {
+	for _, b := range []blockade{blockades[0], blockades[4]} { // more would be reported as a tunnel that fails again and again
+		list = append(list, wrong{
+			name: "the tunnel's port is closed " + b.name, area: api.AreaTunnels, says: []string{"UDP 6784"},
+			begin: func(t *testing.T, l *lab.Lab) { b.apply(t, l, true) }, end: func(t *testing.T, l *lab.Lab) { b.apply(t, l, false) },
+		})
+	}
+	command := func(args ...string) func(*testing.T, *lab.Lab) {
+		return func(t *testing.T, l *lab.Lab) { run(t, l, "h1", args...) }
+	}
+	return append(list,
+		firewallOnH1("another program drops forwarded packets", "chain forward { type filter hook forward priority 0; policy drop; }", api.AreaFirewall, "drops", "firewall"),
+		wrong{
+			name: "a CNI configuration comes first", area: api.AreaCNI, says: []string{"01-other.conf"},
+			begin: command("sh", "-c", `echo '{"name":"other","type":"bridge"}' > /etc/cni/net.d/01-other.conf`), end: command("rm", "/etc/cni/net.d/01-other.conf"),
+		},
+		wrong{
+			name: "the network's MTU is too small", area: api.AreaMTU, says: []string{"1300"},
+			begin: command("ip", "link", "set", "eth0", "mtu", "1300"), end: command("ip", "link", "set", "eth0", "mtu", "1500"),
+		},
+		wrong{
+			name: "the agent of another host was killed", area: api.AreaGossip, says: []string{"(h2)"},
+			begin: func(t *testing.T, l *lab.Lab) {
+				if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
+					t.Fatal(err)
+				}
+			},
+			end: func(t *testing.T, l *lab.Lab) {
+				if err := l.Start(t.Context(), "h2"); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		wrong{
+			name: "the agent of another host was stopped", area: api.AreaTunnels, says: []string{"(h2) was stopped"},
+			begin: func(t *testing.T, l *lab.Lab) { run(t, l, "h2", "weft", "stop") },
+			end: func(t *testing.T, l *lab.Lab) {
+				if err := l.Start(t.Context(), "h2"); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+	)
+}
+
+// Whatever is wrong, weft check names it, and passes again when it is mended.
+func TestCheckNamesWhatIsWrong(t *testing.T) {
+	labtest.Waits(t)
+	labtest.Need(t, "nft", "nftables")
+	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
+	passes := func(why string) {
+		t.Helper()
+		eventually.True(t, 40*time.Second, why, func() bool { return check(t, l, "h1").Result == api.CheckPass })
+	}
+	passes("h1 passes all checks at first")
+	measured(t, l)
+	for _, w := range wrongs() {
+		w.begin(t, l)
+		var last api.CheckReply
+		if !within(40*time.Second, func() bool {
+			last = check(t, l, "h1")
+			return finds(last.Hosts[0].Checks, w.area, w.says...)
+		}) {
+			t.Errorf("%s: weft check says %+v, want a result in %s that has %q", w.name, last.Hosts, w.area, w.says)
+		}
+		w.end(t, l)
+		passes("h1 passes all checks after: " + w.name)
+	}
+}
+
+// All hosts check themselves. One that does not answer is named, and the exit code says that a check failed.
+func TestCheckOfAllHosts(t *testing.T) {
+	labtest.Waits(t)
+	l := labtest.New(t, lab.Options{Hosts: 3})
+	eventually.True(t, 20*time.Second, "all hosts pass", func() bool {
+		r := check(t, l, "h2", "--all-hosts")
+		return r.Result == api.CheckPass && len(r.Hosts) == 3
+	})
+	if err := l.Kill(t.Context(), "h3", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	r := check(t, l, "h2", "--all-hosts")
+	if !finds(r.Between, api.AreaHosts, "(h3)") {
+		t.Errorf("between hosts: %+v, want that h3 does not answer", r.Between)
+	}
+	said := fails(t, l, "h2", "", "weft", "check", "--all-hosts")
+	says(t, said, "exit code 1")
+	says(t, fails(t, l, "h3", "", "weft", "check"), "exit code 3", "the Weft agent is not running")
+}
+
+// The reference of checks in the documentation has every area.
+func TestDocumentationHasEveryArea(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "..", "site", "docs", "check.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := labtest.New(t, lab.Options{Hosts: 1})
+	for _, c := range check(t, l, "h1").Hosts[0].Checks {
+		if !strings.Contains(string(text), "| `"+c.Area+"` |") {
+			t.Errorf("site/docs/check.md has no row for %s", c.Area)
+		}
+	}
+}
