@@ -146,6 +146,9 @@ func (r *Router) Evaluate(d policy.Direction, own netip.Addr, p nft.Packet) (nft
 	return r.kernel.Evaluate(d, own, p)
 }
 
+// Rules returns Weft's nftables rules as text.
+func (r *Router) Rules() string { return r.kernel.Text() }
+
 // Protected reports whether the kernel lets no other program change the table.
 func (r *Router) Protected() bool { return r.kernel.Owned() }
 

@@ -12,6 +12,7 @@ import (
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/prog/agent/attach"
+	"weft/prog/agent/bundle"
 	"weft/prog/agent/check"
 	"weft/prog/agent/control"
 	"weft/prog/agent/datapath"
@@ -79,6 +80,7 @@ type parts struct {
 	status     *status.Reporter
 	network    *network.Overview
 	check      *check.Checker
+	bundle     *bundle.Collector
 	control    *control.Server
 }
 
@@ -253,10 +255,13 @@ func (r *run) wireQueries(h host, p *parts) {
 	})
 	p.network = network.New(network.Config{Self: t.Self, Mesh: p.mesh, View: seen, Reporter: p.status, Know: p.enforce.Snapshot})
 	p.check = check.New(check.Config{Self: t.Self, Mesh: p.mesh, View: seen, Report: p.status.Report, StateDir: o.StateDir})
+	p.bundle = bundle.New(bundle.Config{
+		Self: t.Self, Mesh: p.mesh, Report: p.status.Report, Logs: o.Recent.Logs, Policies: p.policies.Policies, Rules: p.router.Rules, Find: p.network.Find,
+	})
 	p.control = control.New(control.Config{Self: t.Self, Mesh: p.mesh, IPAM: p.ipam, View: p.view, Stop: r.stop})
 	p.control.Attachments, p.control.Service, p.control.View = p.attached, p.names, p.policies
 	p.control.Explainer, p.control.Reporter, p.control.Board = p.explain, p.status, r.board
-	p.control.Membership, p.control.Overview, p.control.Checker = p.membership, p.network, p.check
+	p.control.Membership, p.control.Overview, p.control.Checker, p.control.Collector, p.control.Recent = p.membership, p.network, p.check, p.bundle, o.Recent
 	r.board.Add(p.conditions(o.StateDir)...)
 	p.replicate(try)
 }

@@ -124,7 +124,7 @@ func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgrou
 		return nil, nil, nil, err
 	}
 	front := control.NewFront(control.Starting{
-		Why: r.board.Why, Stop: r.stop,
+		Why: r.board.Why, Stop: r.stop, Logs: r.opts.Recent,
 		Report: func() api.Report { return status.Early(r.opts, r.board.Why(), launch) },
 	})
 	group, ctx := errgroup.WithContext(ctx)

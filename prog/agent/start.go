@@ -50,7 +50,7 @@ func (p *parts) replicate(try *dryrun.DryRun) {
 		p.mesh.Handle(kind, h)
 	}
 	for _, handlers := range []map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
-		p.ipam.Handlers(), p.pairs.Handlers(), p.policies.Handlers(), p.explain.Handlers(), try.Handlers(), p.network.Handlers(), p.check.Handlers(),
+		p.ipam.Handlers(), p.pairs.Handlers(), p.policies.Handlers(), p.explain.Handlers(), try.Handlers(), p.network.Handlers(), p.check.Handlers(), p.bundle.Handlers(),
 	} {
 		for kind, h := range handlers {
 			p.mesh.Handle(kind, mesh.Handler(h))

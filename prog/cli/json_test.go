@@ -64,6 +64,8 @@ var outputs = map[string]struct {
 	"weft status dns":         {value: []api.Name{}, args: "status dns"},
 	"weft status policy":      {value: api.PolicyStatus{}, args: "status policy"},
 	"weft check":              {value: api.CheckReply{}, args: "check"},
+	"weft logs":               {value: api.LogsReply{}, args: "logs"},
+	"weft bundle":             {value: bundled{}},
 	"weft report":             {value: api.Report{}, args: "report"},
 	"weft config view":        {value: configReply{}, args: "config view"},
 	"weft policy apply":       {value: api.ApplyReply{}, args: "policy apply -f -"},

@@ -15,6 +15,7 @@ import (
 	"weft/mesh"
 	"weft/mesh/secret"
 	"weft/prog/agent/config"
+	"weft/prog/agent/logs"
 	"weft/prog/cni/install"
 	"weft/prog/words"
 )
@@ -129,7 +130,8 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	if f.verbose {
 		level = slog.LevelDebug
 	}
-	f.Log = slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: level}))
+	f.Recent = &logs.Recent{}
+	f.Log = slog.New(slog.NewTextHandler(io.MultiWriter(logTo, f.Recent), &slog.HandlerOptions{Level: level}))
 	return nil
 }
 

@@ -40,7 +40,6 @@ var weaveCommands = map[string]string{
 	"targets":         "use `weft status targets`",
 	"ipam":            "use `weft status ipam`",
 	"dns":             "use `weft status dns`",
-	"logs":            "after `weft launch` see /var/lib/weft/agent.log; under systemd use `journalctl -u weft`",
 }
 
 const (

@@ -112,6 +112,16 @@ func (k *Kernel) makeTable(flags uint32) error {
 	return err
 }
 
+// Text returns the program that this process loaded last, in the syntax of nft.
+func (k *Kernel) Text() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.loaded == nil {
+		return ""
+	}
+	return k.loaded.String()
+}
+
 // Apply replaces the content of the table by the program without an interruption: at no time are
 // fewer rules in force than before or after. Apply does not touch content that is already there.
 func (k *Kernel) Apply(p Program) error {

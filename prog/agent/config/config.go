@@ -16,6 +16,7 @@ import (
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 	"weft/mesh/topology"
+	"weft/prog/agent/logs"
 	"weft/prog/api"
 	"weft/router/nft"
 )
@@ -50,6 +51,7 @@ type Options struct {
 	Exempt            nft.Exempt // traffic that policies do not apply to
 	Kubernetes        Kubernetes
 	Log               *slog.Logger
+	Recent            *logs.Recent  // the last lines of Log; nil: none are remembered
 	Settings          []api.Setting // the options of this agent, for the report
 }
 

@@ -16,9 +16,11 @@ import (
 	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/prog/agent/attach"
+	"weft/prog/agent/bundle"
 	"weft/prog/agent/check"
 	"weft/prog/agent/explain"
 	"weft/prog/agent/live"
+	"weft/prog/agent/logs"
 	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
 	"weft/prog/agent/network"
@@ -77,6 +79,8 @@ type Server struct {
 	*membership.Membership
 	*network.Overview
 	*check.Checker
+	*logs.Recent
+	*bundle.Collector
 
 	cfg Config
 }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"sync/atomic"
 
+	"weft/prog/agent/logs"
 	"weft/prog/api"
 	"weft/prog/api/server"
 )
@@ -35,6 +36,7 @@ type Starting struct {
 	// Why returns what the agent waits for; empty if it is only starting.
 	Why    func() string
 	Report func() api.Report
+	Logs   *logs.Recent
 	Stop   func()
 }
 
@@ -58,6 +60,7 @@ func NewFront(s Starting) *Front {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(s.Report())
 	})
+	server.AddLogs(all, s.Logs)
 	all.HandleFunc("POST "+api.PathStop, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(api.StopReply{})

@@ -12,6 +12,7 @@ import (
 
 	"weft/ipam/slot"
 	"weft/prog/agent/attach"
+	"weft/prog/agent/logs"
 	"weft/prog/agent/ready"
 	"weft/prog/api"
 )
@@ -41,7 +42,7 @@ func ask(h http.Handler, method, path string) (int, string) {
 func TestSocketsReportWhatAgentWaitsFor(t *testing.T) {
 	stopped, why := false, "waiting for the node n1"
 	f := NewFront(Starting{
-		Why: func() string { return why }, Report: func() api.Report { return api.Report{NotReady: why} }, Stop: func() { stopped = true },
+		Logs: &logs.Recent{}, Why: func() string { return why }, Report: func() api.Report { return api.Report{NotReady: why} }, Stop: func() { stopped = true },
 	})
 	for _, x := range []struct {
 		h            http.Handler

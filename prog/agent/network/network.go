@@ -101,7 +101,7 @@ func (n *Overview) collect(ctx context.Context) (out api.Network, err error) {
 
 // HostReport returns the report of any host, as that host makes it.
 func (n *Overview) HostReport(ctx context.Context, req api.HostRequest) (r api.Report, err error) {
-	id, err := n.find(req.Peer)
+	id, err := n.Find(req.Peer)
 	if err != nil {
 		return r, err
 	}
@@ -123,8 +123,8 @@ func (n *Overview) HostReport(ctx context.Context, req api.HostRequest) (r api.R
 	return r, nil
 }
 
-// find finds a peer by its id or its nickname.
-func (n *Overview) find(word string) (found peer.ID, err error) {
+// Find finds a peer by its id or its nickname.
+func (n *Overview) Find(word string) (found peer.ID, err error) {
 	v := n.cfg.View.Get()
 	if v == nil {
 		return found, &api.Error{Code: api.CodeNotReady, Message: "the agent has just started and knows no other peer yet: try again in a moment"}

@@ -154,3 +154,29 @@ func TestDocumentationHasEveryArea(t *testing.T) {
 		}
 	}
 }
+
+// An archive of all hosts has each host's files, and no key, secret or token.
+func TestBundleHasAllHostsAndNoSecret(t *testing.T) {
+	labtest.Waits(t)
+	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
+	run(t, l, "h1", "weft", "token", "create", "--name", "rack7")
+	out := run(t, l, "h1", "weft", "bundle", "-o", "/run/b.tar.gz")
+	says(t, out, "describes 2 hosts")
+	list := run(t, l, "h1", "tar", "tzf", "/run/b.tar.gz")
+	for _, file := range []string{"report.json", "agent.log", "rules.nft", "routes.txt", "links.txt", "goroutines.txt"} {
+		if n := strings.Count(list, "/"+file); n != 2 {
+			t.Errorf("the archive has %d files %s, want one of each host:\n%s", n, file, list)
+		}
+	}
+	says(t, run(t, l, "h1", "tar", "xzOf", "/run/b.tar.gz", "--wildcards", "*/h2-*/agent.log"), "msg=ready")
+	// The secret is a token weft1-…; its last part is what must not leak. Private keys are in the store alone.
+	secret := strings.TrimSpace(run(t, l, "h1", "cat", "/var/lib/weft/secret"))
+	text := run(t, l, "h1", "sh", "-c", "tar xzOf /run/b.tar.gz")
+	if part := secret[len(secret)-20:]; strings.Contains(text, part) || strings.Contains(text, "weft1-") || strings.Contains(text, "weft2-") {
+		t.Error("the archive has the secret or a token, want neither")
+	}
+	if strings.Contains(strings.ToLower(text), "private") {
+		t.Error("the archive has the word private, want no key")
+	}
+	says(t, run(t, l, "h1", "weft", "logs", "-n", "1000"), "msg=ready")
+}
