@@ -155,6 +155,9 @@ func (r *Router) Protected() bool { return r.kernel.Owned() }
 // Dropped returns the number of packets in a direction that policies dropped.
 func (r *Router) Dropped(d policy.Direction) (uint64, error) { return r.kernel.DroppedAll(d) }
 
+// GuardDropped returns the number of packets that each chain of the guard dropped.
+func (r *Router) GuardDropped() (map[string]uint64, error) { return r.kernel.GuardDropped() }
+
 // Forwarded returns what the kernel forwarded between two hosts for which this one is the relay.
 func (r *Router) Forwarded(p nft.Pair) ([2]nft.Forwarded, error) { return r.kernel.Forwarded(p) }
 

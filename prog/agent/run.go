@@ -114,13 +114,8 @@ func Run(ctx context.Context, opts config.Options) (err error) {
 // listen answers on the sockets until ctx ends. Until the agent runs, the answer is what it waits
 // for. If a socket cannot be opened, the start of the agent fails.
 func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgroup.Group, context.Context, error) {
-	socket, err := control.ListenSocket(r.opts.Socket())
+	sockets, err := control.Listen(r.opts.Socket(), r.opts.StatusAddr, r.opts.MetricsAddr)
 	if err != nil {
-		return nil, nil, nil, err
-	}
-	tcp, err := control.ListenStatus(r.opts.StatusAddr)
-	if err != nil {
-		socket.Close()
 		return nil, nil, nil, err
 	}
 	front := control.NewFront(control.Starting{
@@ -128,10 +123,7 @@ func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgrou
 		Report: func() api.Report { return status.Early(r.opts, r.board.Why(), launch) },
 	})
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return control.Serve(ctx, socket, front.All) })
-	if tcp != nil {
-		group.Go(func() error { return control.Serve(ctx, tcp, front.ReadOnly) })
-	}
+	group.Go(func() error { return sockets.Serve(ctx, front) })
 	return front, group, ctx, nil
 }
 

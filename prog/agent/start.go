@@ -103,7 +103,7 @@ func (r *run) metrics(p *parts) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, of := range []metric.Collector{
-		r.board.Metrics, p.status.Metrics, p.view.Metrics, p.attached.Metrics, p.paths.Metrics, p.relays.Metrics, p.policies.Metrics, p.resolver.Metrics,
+		r.board.Metrics, p.status.Metrics, p.view.Metrics, p.attached.Metrics, p.paths.Metrics, p.relays.Metrics, p.policies.Metrics, p.resolver.Metrics, p.datapath.Metrics, p.control.Metrics,
 	} {
 		registry.MustRegister(of)
 	}

@@ -43,9 +43,9 @@ func (a *app) addressesOf(ctx context.Context, name string) (out []netip.Addr) {
 	return out
 }
 
-// checkStatusAddr refuses an address that the agent could not listen on. An empty address means no
-// status, and an empty host means all addresses.
-func checkStatusAddr(s string) error {
+// checkListenAddr refuses an address that the agent could not listen on. An empty address means that it does
+// not listen, and an empty host means all addresses.
+func checkListenAddr(flag, s string) error {
 	if s == "" {
 		return nil
 	}
@@ -57,7 +57,7 @@ func checkStatusAddr(s string) error {
 		_, err = netip.ParseAddr(host)
 	}
 	if err != nil {
-		return fmt.Errorf("--status-addr %s: want ADDRESS:PORT, such as 127.0.0.1:6784 or [::1]:6784, or an empty value for no status", s)
+		return fmt.Errorf("%s %s: want ADDRESS:PORT, such as 127.0.0.1:6784 or [::1]:6784, or an empty value for none", flag, s)
 	}
 	return nil
 }

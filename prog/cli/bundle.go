@@ -48,14 +48,15 @@ Without a running agent the archive only has what describes this host.` + exitHe
 			if out == "" {
 				out = "weft-bundle-" + now.Format("20060102T150405") + ".tar.gz"
 			}
+			if out == "-" {
+				files, _ := a.collect(cmd.Context(), anonymous)
+				return writeArchive(a.out, "weft-bundle", files, now)
+			}
 			f, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 			if err != nil {
 				return fmt.Errorf("the archive is not written: %w: name another file with -o", err)
 			}
-			files, done := a.collect(cmd.Context())
-			if anonymous {
-				files = anonymized(files)
-			}
+			files, done := a.collect(cmd.Context(), anonymous)
 			if err := errors.Join(writeArchive(f, strings.TrimSuffix(filepath.Base(out), ".tar.gz"), files, now), f.Close()); err != nil {
 				return fmt.Errorf("the archive %s is not complete: %w", out, err)
 			}
@@ -69,13 +70,22 @@ Without a running agent the archive only has what describes this host.` + exitHe
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&out, "output", "o", "", "the archive to write (default weft-bundle-TIME.tar.gz)")
+	cmd.Flags().StringVarP(&out, "output", "o", "", "the archive to write (default weft-bundle-TIME.tar.gz); -: standard output")
 	cmd.Flags().BoolVar(&anonymous, "anonymous", false, "replace names and labels")
 	return cmd
 }
 
-// collect asks all hosts for their files. It says on standard error which hosts do not answer.
-func (a *app) collect(ctx context.Context) (files map[string]string, done bundled) {
+// collect returns the files of all hosts, without names if they are to be anonymous.
+func (a *app) collect(ctx context.Context, anonymous bool) (files map[string]string, done bundled) {
+	files, done = a.askForFiles(ctx)
+	if anonymous {
+		files = anonymized(files)
+	}
+	return files, done
+}
+
+// askForFiles asks all hosts for their files. It says on standard error which hosts do not answer.
+func (a *app) askForFiles(ctx context.Context) (files map[string]string, done bundled) {
 	const atOnce = 8
 	files = map[string]string{}
 	client := a.client()

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -63,6 +64,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.CNIChain, "cni-chain", nil, "CNI plugins to chain after Weft's if they are installed: portmap, bandwidth or both (default: portmap with --kubernetes, else none)")
 	flags.BoolVar(&f.datapath, "start-datapath", true, "start `weft datapath` if the kernel has no WireGuard; false: a supervisor starts it, and the agent waits for it")
 	flags.StringVar(&f.SysctlDir, "sysctl-dir", "", "path of this host's /proc/sys/net, for containers in which /proc/sys is read-only")
+	flags.StringVar(&f.MetricsAddr, "metrics-addr", "", "additional address of /metrics alone; empty: none")
 	flags.StringVar(&f.StatusAddr, "status-addr", config.DefaultStatusAddr, "address of the read-only HTTP status; empty: none")
 	f.dns.add(flags, &f.DNS)
 	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{config.ExemptOwnHost, config.ExemptICMPErrors},
@@ -104,7 +106,7 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	if err := f.parseExclude(); err != nil {
 		return words.Misused(err)
 	}
-	if err := checkStatusAddr(f.StatusAddr); err != nil {
+	if err := errors.Join(checkListenAddr("--status-addr", f.StatusAddr), checkListenAddr("--metrics-addr", f.MetricsAddr)); err != nil {
 		return words.Misused(err)
 	}
 	if err := f.dns.complete(&f.DNS); err != nil {

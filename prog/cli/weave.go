@@ -109,7 +109,6 @@ var weaveLaunch = map[string]string{
 	"dns-effective-address":   "the name server listens on the node address, and on 169.254.1.1 for containers",
 	"dns-fallback-config-url": "use --resolv-conf",
 	"http-addr":               "use --status-addr",
-	"metrics-addr":            "use --status-addr: it serves /metrics too",
 	"iface":                   "there is no bridge: every container has a veth pair and a route",
 	"docker-bridge":           "there is no bridge: every container has a veth pair and a route",
 }

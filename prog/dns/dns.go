@@ -136,7 +136,9 @@ type Config struct {
 	// CacheEntries and CacheBytes limit the cache. Defaults: DefaultCacheEntries, DefaultCacheBytes.
 	CacheEntries int
 	CacheBytes   int
-	Log          *slog.Logger // default: none
+	// Forwarded is called with the time that each question took that needed an upstream. Default: none.
+	Forwarded func(time.Duration)
+	Log       *slog.Logger // default: none
 }
 
 // Server is a name server. New returns one.
@@ -172,6 +174,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.ResolvConf == "" {
 		cfg.ResolvConf = DefaultResolvConf
+	}
+	if cfg.Forwarded == nil {
+		cfg.Forwarded = func(time.Duration) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

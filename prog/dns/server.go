@@ -85,9 +85,11 @@ func (s *Server) later(ctx context.Context, q question, from asker, send func([]
 		return
 	}
 	q.keep()
+	began := time.Now()
 	s.tasks.Go(func() {
 		defer end()
 		p := s.resolve(ctx, q.key(), from.addr)
+		s.cfg.Forwarded(time.Since(began))
 		s.forwards.leave(place) // before the answer is sent, since the client's next query may come at once
 		send(q.render(nil, p, time.Now()))
 	})

@@ -107,6 +107,37 @@ func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 	return n, nil
 }
 
+// guardChains are the chains of the guard that drop packets.
+var guardChains = []string{
+	"from-endpoint", "from-tunnel", "prerouting", "uninvited", "from-endpoint-to-host", "from-tunnel-to-host", "to-hosts", "forward", "underlay",
+}
+
+// GuardDropped returns the number of packets that each chain of the guard dropped since the table was loaded.
+func (k *Kernel) GuardDropped() (map[string]uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.loaded == nil {
+		return nil, nil
+	}
+	if err := k.open(); err != nil {
+		return nil, err
+	}
+	out := map[string]uint64{}
+	for _, name := range guardChains {
+		if !k.has(name) {
+			continue
+		}
+		rules, err := k.counters(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range rules { // only rules that drop have counters
+			out[name] += c.Packets
+		}
+	}
+	return out, nil
+}
+
 // has reports whether the loaded table has a chain. The caller holds the lock.
 func (k *Kernel) has(name string) bool {
 	return slices.ContainsFunc(k.loaded.Chains, func(c *Chain) bool { return c.Name == name })

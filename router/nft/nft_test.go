@@ -381,3 +381,13 @@ func BenchmarkApplyUnchanged(b *testing.B) {
 		}
 	})
 }
+
+// Every chain of the guard that drops packets is counted.
+func TestGuardChainsAreCounted(t *testing.T) {
+	for _, c := range Build(config(nil).Guard).Chains {
+		drops := slices.ContainsFunc(c.Rules, func(r Rule) bool { return strings.HasSuffix(r.String(), "counter drop") })
+		if drops != slices.Contains(guardChains, c.Name) {
+			t.Errorf("the chain %s drops packets: %v, and is counted: %v; want both or neither", c.Name, drops, !drops)
+		}
+	}
+}

@@ -47,6 +47,7 @@ type Options struct {
 	NoRelay           bool   // this host forwards no tunnels of other hosts
 	NoDiscovery       bool   // this host connects only to its targets
 	StatusAddr        string // empty: no status over TCP
+	MetricsAddr       string // additional address of the metrics alone; empty: none
 	DNS               DNS
 	Exempt            nft.Exempt // traffic that policies do not apply to
 	Kubernetes        Kubernetes
@@ -118,8 +119,13 @@ func (o Options) Validate() error {
 	if o.GossipPort == o.Port {
 		return fmt.Errorf("--port and --wireguard-port are both %d: gossip and WireGuard each need a port of their own", o.Port)
 	}
-	if _, port, _ := net.SplitHostPort(o.StatusAddr); port == strconv.Itoa(o.GossipPort) {
-		return fmt.Errorf("--status-addr %s: gossip has TCP port %s (--port): choose another one", o.StatusAddr, port)
+	for _, a := range []struct{ flag, addr string }{{"--status-addr", o.StatusAddr}, {"--metrics-addr", o.MetricsAddr}} {
+		if _, port, _ := net.SplitHostPort(a.addr); port == strconv.Itoa(o.GossipPort) {
+			return fmt.Errorf("%s %s: gossip has TCP port %s (--port): choose another one", a.flag, a.addr, port)
+		}
+	}
+	if o.MetricsAddr != "" && o.MetricsAddr == o.StatusAddr {
+		return fmt.Errorf("--metrics-addr and --status-addr are both %s: --status-addr serves the metrics too, so leave --metrics-addr empty, or choose another port", o.MetricsAddr)
 	}
 	if len(o.Nickname) > peer.MaxNickname || !peer.Printable(o.Nickname) {
 		return fmt.Errorf("--nickname %.100q: want at most %d bytes, without control characters", o.Nickname, peer.MaxNickname)

@@ -22,6 +22,7 @@ import (
 	"weft/prog/agent/live"
 	"weft/prog/agent/logs"
 	"weft/prog/agent/membership"
+	"weft/prog/agent/metric"
 	"weft/prog/agent/names"
 	"weft/prog/agent/network"
 	"weft/prog/agent/policyview"
@@ -82,13 +83,14 @@ type Server struct {
 	*logs.Recent
 	*bundle.Collector
 
-	cfg Config
+	cfg       Config
+	durations metric.Durations
 }
 
 var _ server.Agent = (*Server)(nil)
 
 // New makes a Server; the caller sets its components.
-func New(cfg Config) *Server { return &Server{cfg: cfg} }
+func New(cfg Config) *Server { return &Server{cfg: cfg, durations: newDurations()} }
 
 // Targets changes which hosts this peer joins.
 func (s *Server) Targets(_ context.Context, req api.TargetsRequest) error {

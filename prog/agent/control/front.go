@@ -13,8 +13,8 @@ import (
 // Front answers on the agent's sockets from its start on. Until the agent can serve, it reports what
 // the agent waits for. Under Kubernetes that can take as long as the API server is down.
 type Front struct {
-	All, ReadOnly *Door
-	alive         atomic.Pointer[func() error]
+	All, ReadOnly, Metrics *Door
+	alive                  atomic.Pointer[func() error]
 }
 
 // Door passes requests to the agent's handler once the agent runs. Until then it answers itself.
@@ -66,7 +66,7 @@ func NewFront(s Starting) *Front {
 		_ = json.NewEncoder(w).Encode(api.StopReply{})
 		s.Stop()
 	})
-	f.All, f.ReadOnly = &Door{starting: all}, &Door{starting: readOnly}
+	f.All, f.ReadOnly, f.Metrics = &Door{starting: all}, &Door{starting: readOnly}, &Door{starting: http.HandlerFunc(notReady)}
 	return f
 }
 
@@ -80,6 +80,10 @@ func (f *Front) Open(a server.Agent, metrics http.Handler, alive func() error) {
 	var status http.Handler = readOnly
 	f.All.behind.Store(&all)
 	f.ReadOnly.behind.Store(&status)
+	only := http.NewServeMux()
+	only.Handle("GET /metrics", metrics)
+	var numbers http.Handler = only
+	f.Metrics.behind.Store(&numbers)
 }
 
 // live fails if a restart of this agent could help: only if it hangs. It does not fail if the API

@@ -115,7 +115,7 @@ func TestADeadAgentsSocketIsReplacedAndALiveOnesIsNot(t *testing.T) {
 		t.Fatalf("ListenSocket after the first agent ended returned %v, want success", err)
 	}
 	again.Close()
-	if l, err := ListenStatus(""); l != nil || err != nil {
-		t.Errorf("ListenStatus without an address returned %v, %v; want nil, nil", l, err)
+	if l, err := listenTCP("status", ""); l != nil || err != nil {
+		t.Errorf("listenTCP without an address returned %v, %v; want nil, nil", l, err)
 	}
 }

@@ -9,7 +9,46 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
+
+// Sockets are what an agent listens on.
+type Sockets struct {
+	control           net.Listener
+	readOnly, metrics net.Listener // nil: none
+}
+
+// Listen opens the sockets: all or none. An empty address means that there is no such socket.
+func Listen(path, statusAddr, metricsAddr string) (s Sockets, err error) {
+	if s.control, err = ListenSocket(path); err != nil {
+		return s, err
+	}
+	if s.readOnly, err = listenTCP("status", statusAddr); err == nil {
+		s.metrics, err = listenTCP("metrics", metricsAddr)
+	}
+	if err != nil {
+		for _, l := range []net.Listener{s.control, s.readOnly} {
+			if l != nil {
+				l.Close()
+			}
+		}
+	}
+	return s, err
+}
+
+// Serve answers on the sockets until ctx ends.
+func (s Sockets) Serve(ctx context.Context, front *Front) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return Serve(ctx, s.control, front.All) })
+	if s.readOnly != nil {
+		group.Go(func() error { return Serve(ctx, s.readOnly, front.ReadOnly) })
+	}
+	if s.metrics != nil {
+		group.Go(func() error { return Serve(ctx, s.metrics, front.Metrics) })
+	}
+	return group.Wait()
+}
 
 // Serve answers on a listener until ctx ends; requests under way get a moment.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
@@ -33,14 +72,14 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	return err
 }
 
-// ListenStatus listens for the read-only status at an address; nil if that is empty.
-func ListenStatus(addr string) (net.Listener, error) {
+// listenTCP listens at the address of a flag; nil if that is empty.
+func listenTCP(flag, addr string) (net.Listener, error) {
 	if addr == "" {
 		return nil, nil
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("status over HTTP: %w: choose another address with --status-addr, or none with --status-addr=", err)
+		return nil, fmt.Errorf("%s over HTTP: %w: choose another address with --%s-addr, or none with --%s-addr=", flag, err, flag, flag)
 	}
 	return l, nil
 }

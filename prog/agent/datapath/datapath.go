@@ -44,6 +44,7 @@ type Router interface {
 	Unplug(context.Context, ...endpoint.Endpoint) error
 	Protected() bool
 	Observe() (router.Observed, error)
+	GuardDropped() (map[string]uint64, error)
 }
 
 // Underlay returns the state of the hosts' own network.

@@ -48,8 +48,9 @@ func (k *kernel) Unplug(_ context.Context, list ...endpoint.Endpoint) error {
 	return nil
 }
 
-func (*kernel) Protected() bool                   { return true }
-func (*kernel) Observe() (router.Observed, error) { return router.Observed{}, errors.New("no device") }
+func (*kernel) Protected() bool                          { return true }
+func (*kernel) GuardDropped() (map[string]uint64, error) { return nil, nil }
+func (*kernel) Observe() (router.Observed, error)        { return router.Observed{}, errors.New("no device") }
 
 func (k *kernel) turns() int {
 	k.mu.Lock()

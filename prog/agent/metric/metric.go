@@ -1,9 +1,13 @@
 // Package metric exports a component's values as Prometheus metrics. Each component has its own
 // Collector: a function that is called at each scrape. The package owns no state, starts no
-// goroutine, and stores no values.
+// goroutine, and stores no values but those of Durations.
 package metric
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // Desc describes a metric of Weft.
 func Desc(name, help string, labels ...string) *prometheus.Desc {
@@ -38,6 +42,27 @@ func (o Out) Each(d *prometheus.Desc, values map[string]float64) {
 		o.Gauge(d, v, label)
 	}
 }
+
+// Durations is a histogram of durations in seconds, for each value of its labels. It is safe for concurrent use.
+type Durations struct{ vec *prometheus.HistogramVec }
+
+// NewDurations makes a histogram whose buckets end at 1 ms to 10 s.
+func NewDurations(name, help string, labels ...string) Durations {
+	bounds := []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
+	vec := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "weft_" + name, Help: help, Buckets: bounds}, labels)
+	if len(labels) == 0 {
+		vec.WithLabelValues() // so that it shows before the first duration
+	}
+	return Durations{vec}
+}
+
+// Note adds one duration.
+func (d Durations) Note(took time.Duration, labels ...string) {
+	d.vec.WithLabelValues(labels...).Observe(took.Seconds())
+}
+
+// Durations adds a histogram.
+func (o Out) Durations(d Durations) { d.vec.Collect(o) }
 
 // Collector collects by a function. It describes nothing: Prometheus checks at each scrape that
 // no metric comes twice.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"weft/ipam/slot"
 	"weft/mesh/directory"
@@ -97,20 +98,22 @@ func New(cfg Config) (Resolver, error) {
 		return off{}, nil
 	}
 	o := cfg.DNS
-	r := &server{cfg: cfg}
+	r := &server{cfg: cfg, forwarded: metric.NewDurations("dns_forward_duration_seconds", "How long questions took that needed an upstream server.")}
 	var err error
 	r.dns, err = dns.New(dns.Config{
 		Domain: o.Domain, TTL: o.TTL, PreferLocal: o.PreferLocal, Self: cfg.Self, Names: cfg.Names,
 		Client: r.client, Forward: o.Forward, ResolvConf: o.ResolvConf, Log: cfg.Log,
-		Own: func(addr netip.Addr) bool { return addr == endpoint.Gateway4 || addr.WithZone("") == endpoint.Gateway6 },
+		Forwarded: func(took time.Duration) { r.forwarded.Note(took) },
+		Own:       func(addr netip.Addr) bool { return addr == endpoint.Gateway4 || addr.WithZone("") == endpoint.Gateway6 },
 	})
 	return r, err
 }
 
 // server is the Resolver of an agent that runs a name server.
 type server struct {
-	cfg Config
-	dns *dns.Server
+	cfg       Config
+	dns       *dns.Server
+	forwarded metric.Durations
 }
 
 func (r *server) Run(ctx context.Context) error { return r.dns.Run(ctx) }
@@ -201,6 +204,7 @@ func (r *server) Metrics(out metric.Out) {
 	out.Gauge(metricCached, float64(s.Cached))
 	out.Bool(metricListening, s.Problem == "" && len(s.Listening) > 0)
 	out.Counter(metricFailed, float64(s.Counts.Failed))
+	out.Durations(r.forwarded)
 	for outcome, n := range map[string]uint64{
 		"local": s.Counts.Local, "cached": s.Counts.Hits, "forwarded": s.Counts.Forwarded, "joined": s.Counts.Joined,
 		"limited": s.Counts.Limited, "refused": s.Counts.Refused, "dropped": s.Counts.Dropped,

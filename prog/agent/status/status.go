@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"time"
 
@@ -205,6 +206,8 @@ func Early(o config.Options, why string, launch bool) api.Report {
 // scrapeTimeout bounds how long a scrape waits for a view.
 const scrapeTimeout = 5 * time.Second
 
+var metricBuild = metric.Desc("build_info", "1, with the version of Weft and of Go.", "version", "goversion")
+
 var metricWarnings = metric.Desc("warnings", "Problems of this host, as in weft status, by reason.", "reason")
 
 // Metrics exports how many problems there are.
@@ -217,4 +220,5 @@ func (s *Reporter) Metrics(out metric.Out) {
 		reasons[p.Reason]++
 	}
 	out.Each(metricWarnings, reasons)
+	out.Gauge(metricBuild, 1, s.cfg.Options.Version, runtime.Version())
 }

@@ -4,6 +4,7 @@ go 1.26
 
 require (
 	github.com/google/go-cmp v0.7.0
+	github.com/grafana/grafana-foundation-sdk/go v0.0.22
 	helm.sh/helm/v3 v3.19.0
 	k8s.io/client-go v0.34.0
 	sigs.k8s.io/kustomize/api v0.20.1
