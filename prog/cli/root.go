@@ -142,6 +142,7 @@ func (a *app) root() *cobra.Command {
 	)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd("completion")
+	a.completions(root)
 	a.checkArgs(root)
 	return root
 }
