@@ -17,6 +17,7 @@ import (
 	"weft/prog/agent/dryrun"
 	"weft/prog/agent/enforce"
 	"weft/prog/agent/explain"
+	"weft/prog/agent/flowview"
 	"weft/prog/agent/founding"
 	"weft/prog/agent/links"
 	"weft/prog/agent/measure"
@@ -71,6 +72,7 @@ type parts struct {
 	resolver   resolver.Resolver
 	names      *names.Service
 	drops      *explain.Drops
+	flows      *flowview.View
 	explain    *explain.Explainer
 	policies   *policyview.View
 	cni        *install.Installer
@@ -236,6 +238,11 @@ func (r *run) wireQueries(h host, p *parts) {
 		Self: t.Self, Policies: p.enforce, Kernel: p.router, Mesh: p.mesh, View: seen, Drops: p.drops, Exempt: o.Exempt, Resolver: !o.DNS.Off,
 		Short: p.names.Short,
 	})
+	p.flows = flowview.New(flowview.Config{
+		Self: t.Self, Off: o.NoFlows, Policies: p.enforce, Mesh: p.mesh, View: seen, MarkOwnHost: p.explain.MarkOwnHost,
+		Changing: r.store.SaveSysctl, Started: r.started, Log: log,
+	})
+	p.drops.Heard = p.flows.Dropped
 	try := dryrun.New(dryrun.Config{Self: t.Self, Mesh: p.mesh, View: seen, Know: p.enforce.Snapshot, MarkOwnHost: p.explain.MarkOwnHost})
 	p.policies = policyview.New(policyview.Config{
 		Self: t.Self, Mesh: p.mesh, Documents: p.documents, Origin: p.rules.origin, Policies: p.enforce, Counters: p.router, DryRun: try,
@@ -247,13 +254,13 @@ func (r *run) wireQueries(h host, p *parts) {
 		Paths: p.paths, Relays: p.relays, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath, Links: p.links,
 		Problems: []func(*view.View) []problem.Problem{
 			status.Any(p.membership.Problems), status.Any(p.datapath.Problems), status.Any(p.measure.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
-			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.relays.Problems, p.view.Problems, status.Any(p.cni.Problems),
+			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.relays.Problems, p.view.Problems, status.Any(p.cni.Problems), status.Any(p.flows.Problems),
 		},
 	})
 	p.control = control.New(control.Config{Self: t.Self, Mesh: p.mesh, IPAM: p.ipam, View: p.view, Stop: r.stop})
 	p.control.Attachments, p.control.Service, p.control.View = p.attached, p.names, p.policies
 	p.control.Explainer, p.control.Reporter, p.control.Board = p.explain, p.status, r.board
-	p.control.Membership = p.membership
+	p.control.Membership, p.control.FlowView = p.membership, p.flows
 	r.board.Add(p.conditions(o.StateDir)...)
 	p.replicate(try)
 }

@@ -21,12 +21,15 @@ import (
 
 // Reset removes everything that Weft made on this host: first the CNI configuration, so that no
 // more containers are attached, then the data path, then state and secret. It restores the sysctls
-// that Weft changed, except on a Node, where other programs need them. kept lists the sysctls that
+// that Weft changed; on a Node only those that no other program needs. kept lists the sysctls that
 // could not be restored. It renames a state file that cannot be read. The agent must not be
 // running.
 func Reset(ctx context.Context, opts config.Options) (kept []string, err error) {
 	if err := CheckNetAdmin(); err != nil {
 		return nil, err
+	}
+	if opts.SysctlDir != "" {
+		link.SetSysctlRoot(opts.SysctlDir)
 	}
 	if err := install.Remove(opts.CNIConfDir, opts.CNIBinDir); err != nil {
 		return nil, err
@@ -50,9 +53,10 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 	if err := router.Remove(ctx); err != nil {
 		return kept, fmt.Errorf("reset: %w", err)
 	}
-	if !opts.Kubernetes.On {
-		kept = restoreSysctls(sysctls)
+	if opts.Kubernetes.On { // other programs need the others
+		sysctls = slices.DeleteFunc(sysctls, func(c state.Sysctl) bool { return c.Name != link.CountConnections })
 	}
+	kept = restoreSysctls(sysctls)
 	for _, name := range []string{state.File, statedir.SecretFile, statedir.InvitationFile, statedir.MembershipFile, statedir.ReleaseDir, statedir.LaunchedFile, "agent.log", "agent.log.1", "datapath.log", "datapath.log.1"} {
 		if err := os.RemoveAll(filepath.Join(opts.StateDir, name)); err != nil {
 			return kept, fmt.Errorf("reset: %w", err)

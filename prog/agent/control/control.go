@@ -17,6 +17,7 @@ import (
 	"weft/mesh/peer"
 	"weft/prog/agent/attach"
 	"weft/prog/agent/explain"
+	"weft/prog/agent/flowview"
 	"weft/prog/agent/live"
 	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
@@ -73,6 +74,7 @@ type Server struct {
 	*status.Reporter
 	*ready.Board
 	*membership.Membership
+	FlowView *flowview.View
 
 	cfg Config
 }
@@ -81,6 +83,11 @@ var _ server.Agent = (*Server)(nil)
 
 // New makes a Server; the caller sets its components.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
+
+// Flows lists connections.
+func (s *Server) Flows(ctx context.Context, req api.FlowsRequest) (api.FlowsReply, error) {
+	return s.FlowView.Flows(ctx, req)
+}
 
 // Targets changes which hosts this peer joins.
 func (s *Server) Targets(_ context.Context, req api.TargetsRequest) error {
