@@ -56,7 +56,7 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 	if opts.Kubernetes.On { // other programs need the others
 		sysctls = slices.DeleteFunc(sysctls, func(c state.Sysctl) bool { return c.Name != link.CountConnections })
 	}
-	kept = restoreSysctls(sysctls)
+	kept = statedir.RestoreSysctls(sysctls)
 	for _, name := range []string{state.File, statedir.SecretFile, statedir.InvitationFile, statedir.MembershipFile, statedir.ReleaseDir, statedir.LaunchedFile, "agent.log", "agent.log.1", "datapath.log", "datapath.log.1"} {
 		if err := os.RemoveAll(filepath.Join(opts.StateDir, name)); err != nil {
 			return kept, fmt.Errorf("reset: %w", err)
@@ -76,20 +76,6 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 		return kept, fmt.Errorf("reset: this host is clean, but its Node still has the condition that Weft is up, which prevents founding a new network: fix the cause and run `weft reset` again: %w", err)
 	}
 	return kept, nil
-}
-
-// restoreSysctls restores the sysctls that Weft changed, in reverse order. A sysctl that another
-// program has changed since keeps its value.
-func restoreSysctls(changed []state.Sysctl) (kept []string) {
-	for _, c := range slices.Backward(changed) {
-		if !link.SysctlIs(c.Set, c.Name) {
-			continue
-		}
-		if err := link.WriteSysctl(c.Was, c.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			kept = append(kept, fmt.Sprintf("%v: it was %s before Weft", err, c.Was))
-		}
-	}
-	return kept
 }
 
 // WarnInvalid reports on this host's Node that the agent does not start with its settings. It only
