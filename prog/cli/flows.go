@@ -97,7 +97,7 @@ func (a *app) followFlows(ctx context.Context, req api.FlowsRequest) error {
 				req.After = map[string]uint64{}
 			}
 			for _, h := range r.Hosts {
-				if h.Error == "" {
+				if h.Next > 0 {
 					req.After[h.Peer] = h.Next
 				}
 			}

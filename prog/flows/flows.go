@@ -96,20 +96,33 @@ func (f *Facts) size() int {
 type Flow struct {
 	ID      uint64 // the same as long as the flow is remembered
 	Changed uint64 // grows with each change of any flow of the table
-	Start   time.Time
-	Last    time.Time
-	Ended   bool
 	Entry   Entry
-	Denial  bool          // packets that were dropped; Entry then has their ends
-	Facts   *Facts        // nil: not known yet
-	key     key           // in the table
-	kind    kind          // the list that holds it
-	prev    *Flow         // in its list
-	next    *Flow         // in its list
-	read    time.Time     // when its counters were read last
-	still   uint8         // how often reading them found no change, up to idleAfter
-	where   *Table        // nil once it is forgotten
-	drop    dropDirection // of a denial
+	Facts   *Facts // nil: not known yet
+	Ended   bool
+	Denial  bool // packets that were dropped; Entry then has their ends
+
+	forgotten bool
+	kind      kind          // the list that holds it
+	drop      dropDirection // of a denial
+	still     uint8         // how often reading its counters found no change, up to idleAfter
+	// Times are kept in nanoseconds since 1970: there are many flows.
+	start, last, read int64
+	prev, next        *Flow // in its list
+}
+
+// Start returns when the flow began, or was first seen.
+func (f *Flow) Start() time.Time { return time.Unix(0, f.start) }
+
+// Last returns when a packet was last seen, or a change of the counters.
+func (f *Flow) Last() time.Time { return time.Unix(0, f.last) }
+
+// key returns the identity of a flow that goes on.
+func (f *Flow) key() key {
+	k := key{f.Entry.Original, f.drop}
+	if f.Denial { // all client ports are counted together
+		k.Src = netip.AddrPortFrom(k.Src.Addr(), 0)
+	}
+	return k
 }
 
 // dropDirection distinguishes denials of the same packets.

@@ -16,8 +16,8 @@ type Limits struct {
 	Bytes   int // estimated memory of all facts
 }
 
-// DefaultLimits keep a table within 16 MiB.
-var DefaultLimits = Limits{Flows: 16384, Denials: 2048, Bytes: 4 << 20}
+// DefaultLimits keep a table so small that it takes less than 16 MiB, also with the garbage of two rounds.
+var DefaultLimits = Limits{Flows: 8192, Denials: 2048, Bytes: 3 << 20}
 
 const (
 	// readEvery is the interval at which the counters of an open connection are read.
@@ -73,18 +73,17 @@ func (t *Table) Note(e Entry, began bool, now time.Time) {
 		if !began && e.Closed { // it ended before this program looked
 			return
 		}
-		f = t.add(k, fresh, now)
-		f.Entry = e
+		f = t.add(e, 0, fresh, now)
 		if e.Closed {
 			t.end(f, now)
 		}
 		return
 	}
-	f.read = now
+	f.read = now.UnixNano()
 	if !t.count(f, e) {
 		f.still = min(f.still+1, idleAfter)
 	} else {
-		f.still, f.Last = 0, now
+		f.still, f.last = 0, now.UnixNano()
 		if f.kind == fresh {
 			t.move(f, long)
 		}
@@ -99,11 +98,10 @@ func (t *Table) Note(e Entry, began bool, now time.Time) {
 func (t *Table) End(e Entry, now time.Time) {
 	f := t.flows[key{Tuple: e.Original}]
 	if f == nil {
-		f = t.add(key{Tuple: e.Original}, fresh, now)
-		f.Entry = e
+		f = t.add(e, 0, fresh, now)
 	}
 	if t.count(f, e) {
-		f.Last = now
+		f.last = now.UnixNano()
 		t.changed(f)
 	}
 	t.end(f, now)
@@ -125,13 +123,11 @@ func (t *Table) Deny(d Denial, now time.Time) {
 	k := key{Tuple: Tuple{Src: netip.AddrPortFrom(d.Src.Addr(), 0), Dst: d.Dst, Protocol: d.Protocol}, drop: drop}
 	f := t.flows[k]
 	if f == nil || f.Ended {
-		f = t.add(k, denials, now)
-		f.Denial, f.drop = true, drop
+		f = t.add(Entry{Original: Tuple{Src: d.Src, Dst: d.Dst, Protocol: d.Protocol}, ReplySrc: d.Dst}, drop, denials, now)
 	}
-	f.Entry.Original = Tuple{Src: d.Src, Dst: d.Dst, Protocol: d.Protocol}
-	f.Entry.ReplySrc, f.Entry.ReplyDst = d.Dst, d.Src
+	f.Entry.Original.Src, f.Entry.ReplyDst = d.Src, d.Src
 	f.Entry.Sent.Packets++
-	f.Last = now
+	f.last = now.UnixNano()
 	t.changed(f)
 }
 
@@ -161,7 +157,7 @@ func (t *Table) end(f *Flow, now time.Time) {
 	}
 	f.Ended = true
 	if f.Entry.Sent.Packets == 0 { // without counters, the end is all that is known
-		f.Last = now
+		f.last = now.UnixNano()
 	}
 	if f.kind != denials {
 		t.move(f, ended)
@@ -170,17 +166,18 @@ func (t *Table) end(f *Flow, now time.Time) {
 }
 
 // add adds a flow without facts, and forgets others if there are too many.
-func (t *Table) add(k key, of kind, now time.Time) *Flow {
+func (t *Table) add(e Entry, drop dropDirection, of kind, now time.Time) *Flow {
 	for t.lists[denials].len >= t.limits.Denials && of == denials || t.len() >= t.limits.Flows {
 		t.forget(t.oldest(of))
 	}
 	t.ids++
-	f := &Flow{ID: t.ids, Start: now, Last: now, read: now, key: k, kind: of, where: t}
-	t.flows[k] = f
+	at := now.UnixNano()
+	f := &Flow{ID: t.ids, Entry: e, Denial: of == denials, drop: drop, kind: of, start: at, last: at, read: at}
+	t.flows[f.key()] = f
 	t.lists[of].push(f)
 	t.changed(f)
 	if len(t.pending) >= t.limits.Flows {
-		t.pending = slices.DeleteFunc(t.pending, func(f *Flow) bool { return f.where == nil || f.Facts != nil })
+		t.pending = slices.DeleteFunc(t.pending, func(f *Flow) bool { return f.forgotten || f.Facts != nil })
 	}
 	t.pending = append(t.pending, f)
 	return f
@@ -209,11 +206,11 @@ func (t *Table) len() (n int) {
 // forget removes a flow.
 func (t *Table) forget(f *Flow) {
 	t.lists[f.kind].remove(f)
-	if t.flows[f.key] == f {
-		delete(t.flows, f.key)
+	if k := f.key(); t.flows[k] == f {
+		delete(t.flows, k)
 	}
 	t.unshare(f.Facts)
-	f.where = nil
+	f.forgotten = true
 	if t.forgot++; f.Facts == nil {
 		t.unlooked++
 	}
@@ -265,7 +262,7 @@ func (l *list) remove(f *Flow) {
 func (t *Table) Pending(f func(*Flow) *Facts) {
 	left := t.pending
 	for i, one := range left {
-		if one.where == nil || one.Facts != nil {
+		if one.forgotten || one.Facts != nil {
 			continue
 		}
 		facts := f(one)
@@ -322,7 +319,7 @@ func (t *Table) unshare(f *Facts) {
 // Due returns the open connections whose counters are to be read now, at most so many: long ones first.
 // It also ends denied flows of which no packet was dropped for a while.
 func (t *Table) Due(now time.Time, most int) (out []Tuple) {
-	for f := t.lists[denials].first; f != nil && now.Sub(f.Last) >= quiet; {
+	for f := t.lists[denials].first; f != nil && now.Sub(f.Last()) >= quiet; {
 		next := f.next
 		t.end(f, now)
 		f = next
@@ -334,8 +331,8 @@ func (t *Table) Due(now time.Time, most int) (out []Tuple) {
 			if crowded && f.still >= idleAfter {
 				wait = readIdle
 			}
-			if now.Sub(f.read) >= wait {
-				f.read = now
+			if at := now.UnixNano(); at-f.read >= int64(wait) {
+				f.read = at
 				out = append(out, f.Entry.Original)
 			}
 		}

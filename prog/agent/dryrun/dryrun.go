@@ -23,8 +23,8 @@ import (
 	"weft/prog/agent/live"
 	"weft/prog/agent/view"
 	"weft/prog/api"
+	"weft/prog/conntrack"
 	"weft/prog/flows"
-	"weft/prog/flows/conntrack"
 	"weft/router/policy"
 )
 

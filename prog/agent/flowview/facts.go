@@ -134,7 +134,7 @@ func denied(f *flows.Facts, q question, v policy.Verdict) {
 
 // because takes the first rule that decided, and the sentence of a decision.
 func because(f *flows.Facts, d api.Decision) {
-	f.Why = d.Why()
+	f.Why = printable(d.Why(), 4*mostText)
 	switch {
 	case d.By != nil:
 		f.Policy, f.Rule = d.By.Policy, d.By.Rule
@@ -175,7 +175,10 @@ func (k *known) end(a netip.Addr) *flows.End {
 	e := outside
 	if found, ok := k.snapshot.World.At(a); ok {
 		owner, id := enforce.OwnerOf(found)
-		e = &flows.End{Namespace: found.Namespace, Name: cmp.Or(found.Name, id[:min(12, len(id))]), Labels: found.Labels, Peer: k.view.Name(owner)}
+		e = &flows.End{
+			Namespace: printable(found.Namespace, mostText), Name: printable(cmp.Or(found.Name, id[:min(12, len(id))]), mostText),
+			Labels: cleanLabels(found.Labels), Peer: k.view.Name(owner),
+		}
 	} else if s, ok := k.universe.Slot(a); ok {
 		if h, ok := k.hosts[s]; ok {
 			e = &flows.End{Node: true, Name: h.nickname, Peer: k.view.Name(h.id)}

@@ -14,8 +14,8 @@ import (
 	"weft/prog/agent/agenttest"
 	"weft/prog/agent/policytest"
 	"weft/prog/api"
+	"weft/prog/conntrack"
 	"weft/prog/flows"
-	"weft/prog/flows/conntrack"
 	"weft/router/nft"
 	"weft/router/policy"
 )

@@ -12,12 +12,13 @@ import (
 	"weft/prog/agent/ask"
 	"weft/prog/api"
 	"weft/prog/flows"
+	"weft/prog/words"
 	"weft/router/policy"
 )
 
 const (
 	// mostHere bounds the flows of one host in an answer to its operator.
-	mostHere = 10000
+	mostHere = 4000
 	// mostThere bounds the flows of one host in an answer to another member.
 	mostThere = 1000
 	// mostInAll bounds the flows of all hosts in an answer.
@@ -53,7 +54,7 @@ func check(r api.FlowsRequest, now time.Time) (f filter, err error) {
 		to   *end
 	}{{r.From, &f.from}, {r.To, &f.to}} {
 		if len(one.word) > mostWord || !peer.Printable(one.word) {
-			return bad("a condition is longer than %d bytes, or has control characters", mostWord)
+			return bad("a condition is longer than %s, or has control characters", words.Count(mostWord, "byte"))
 		}
 		*one.to = parseEnd(one.word)
 	}
@@ -114,7 +115,7 @@ func (e end) fits(a netip.Addr, is *flows.End) bool {
 func (f filter) fits(one *flows.Flow) bool {
 	e := &one.Entry
 	return (f.port == 0 || e.ReplySrc.Port() == f.port || e.Original.Dst.Port() == f.port) && (f.verdict == "" || verdicts[one.Facts.Verdict] == f.verdict) &&
-		!one.Last.Before(f.since) && (f.protocols == nil || slices.Contains(f.protocols, e.Original.Protocol)) &&
+		!one.Last().Before(f.since) && (f.protocols == nil || slices.Contains(f.protocols, e.Original.Protocol)) &&
 		f.from.fits(e.Original.Src.Addr(), one.Facts.From) &&
 		(f.to.fits(e.ReplySrc.Addr(), one.Facts.To) || f.to.block.IsValid() && f.to.block.Contains(e.Original.Dst.Addr()))
 }
@@ -157,7 +158,7 @@ func (w *View) nickname(id peer.ID) string {
 func output(f *flows.Flow, h api.FlowsHost) api.Flow {
 	e := &f.Entry
 	out := api.Flow{
-		ID: f.ID, Peer: h.Peer, Nickname: h.Nickname, Start: f.Start.UTC(), Last: f.Last.UTC(), Ended: f.Ended,
+		ID: f.ID, Peer: h.Peer, Nickname: h.Nickname, Start: f.Start().UTC(), Last: f.Last().UTC(), Ended: f.Ended,
 		Verdict: verdicts[f.Facts.Verdict], Protocol: e.Original.Protocol.String(),
 		Source: e.Original.Src, Destination: e.ReplySrc, From: outputEnd(f.Facts.From), To: outputEnd(f.Facts.To),
 		SentPackets: e.Sent.Packets, SentBytes: e.Sent.Bytes, ReceivedPackets: e.Received.Packets, ReceivedBytes: e.Received.Bytes,

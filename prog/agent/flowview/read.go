@@ -7,8 +7,8 @@ import (
 
 	"weft/prog/agent/live"
 	"weft/prog/agent/metric"
+	"weft/prog/conntrack"
 	"weft/prog/flows"
-	"weft/prog/flows/conntrack"
 	"weft/router/link"
 	"weft/router/problem"
 )
@@ -32,6 +32,7 @@ func (w *View) read(ctx context.Context) {
 			}
 			w.broken = err.Error()
 			w.missed = true
+			w.lost++ // at least one, until the next attempt
 		}
 		w.mu.Unlock()
 		live.Pause(ctx, retry)
@@ -54,11 +55,9 @@ func (w *View) readOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer events.Close()
 	table, err := conntrack.OpenTable()
 	if err != nil {
-		ctx, stop := context.WithCancel(ctx)
-		stop()
-		_ = events.Run(ctx, conntrack.Sink{}) // closes the subscription
 		return err
 	}
 	defer table.Close()

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -139,15 +141,23 @@ func decodeAnswer(answer []byte, h *api.FlowsHost, most int) ([]api.Flow, error)
 
 func cleanEnd(e *api.FlowEnd) {
 	e.Namespace, e.Name, e.Peer = printable(e.Namespace, mostText), printable(e.Name, mostText), printable(e.Peer, mostText)
-	labels := map[string]string{}
-	for k, v := range e.Labels {
-		if len(labels) < mostLabels {
-			labels[printable(k, mostText)] = printable(v, mostText)
-		}
+	e.Labels = cleanLabels(e.Labels)
+}
+
+// cleanLabels returns labels that are printable and not too many: the same ones if they are.
+func cleanLabels(labels map[string]string) map[string]string {
+	clean := len(labels) <= mostLabels
+	for k, v := range labels {
+		clean = clean && printable(k, mostText) == k && printable(v, mostText) == v
 	}
-	if e.Labels = labels; len(labels) == 0 {
-		e.Labels = nil
+	if clean {
+		return labels
 	}
+	out := map[string]string{}
+	for _, k := range slices.Sorted(maps.Keys(labels))[:min(mostLabels, len(labels))] {
+		out[printable(k, mostText)] = printable(labels[k], mostText)
+	}
+	return out
 }
 
 // printable replaces what could change a terminal, and cuts a text that is too long.

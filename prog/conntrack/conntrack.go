@@ -31,7 +31,7 @@ const (
 	// batch is how many connections are asked for in one message.
 	batch = 64
 	// patience bounds the wait for the kernel's answer, which comes at once.
-	patience = time.Second
+	patience = 5 * time.Second
 )
 
 // socket is a netlink socket of netfilter.
@@ -128,9 +128,11 @@ func openEvents(size int) (*Events, error) {
 	return &Events{s}, nil
 }
 
-// Run gives events to a sink until ctx ends, and closes the subscription.
+// Close ends the subscription.
+func (r *Events) Close() error { return r.socket.file.Close() }
+
+// Run gives events to a sink until ctx ends.
 func (r *Events) Run(ctx context.Context, to Sink) error {
-	defer r.socket.file.Close()
 	stop := context.AfterFunc(ctx, func() { _ = r.socket.file.SetReadDeadline(time.Unix(1, 0)) }) // wakes the reader
 	defer stop()
 	var list []Event

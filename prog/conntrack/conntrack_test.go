@@ -90,6 +90,7 @@ func subscribe(t *testing.T, ns routertest.Namespace, size int, keep func(flows.
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+		events.Close()
 	})
 	return c
 }
