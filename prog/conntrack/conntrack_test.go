@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/flows"
@@ -22,7 +25,7 @@ import (
 func TestMain(m *testing.M) { routertest.Main(m) }
 
 // track makes the kernel track the connections of a namespace, and count their bytes.
-func track(t *testing.T, ns routertest.Namespace) {
+func track(t testing.TB, ns routertest.Namespace) {
 	t.Helper()
 	ns.Do(func() {
 		c := &nftables.Conn{}
@@ -270,4 +273,108 @@ func TestARequestHasItsTuple(t *testing.T) {
 			t.Errorf("the request has the tuple %+v, want %+v", got, want)
 		}
 	}
+}
+
+// The kernel delivers only events of connections with an address in the prefixes, in both families and
+// before and after NAT.
+func TestTheKernelFiltersEvents(t *testing.T) {
+	ns := routertest.New(t)
+	track(t, ns)
+	ns.Do(func() {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, addr := range []string{"fd00:1::5/128", "fd00:2::5/128"} {
+			one, err := netlink.ParseAddr(addr)
+			if err == nil {
+				one.Flags = unix.IFA_F_NODAD
+				err = netlink.AddrAdd(lo, one)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		translate(t, netip.MustParseAddr("127.3.0.1"), netip.MustParseAddr("127.1.0.9"))
+	})
+	c := &collected{}
+	var events *Events
+	ns.Do(func() {
+		var err error
+		if events, err = Open(); err == nil {
+			err = events.Only(netip.MustParsePrefix("127.1.0.0/20"), netip.MustParsePrefix("fd00:1::/40"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer events.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- events.Run(ctx, Sink{Keep: every, Take: c.take, Lost: c.lose}) }()
+	for _, to := range []string{"127.1.16.1:9", "127.2.0.1:9", "[::1]:9", "[fd00:2::5]:9", "127.1.15.255:9", "127.3.0.1:9", "[fd00:1::5]:9"} {
+		send(t, ns, "udp", to, "x")
+	}
+	eventually.True(t, 10*time.Second, "the event of the last connection", func() bool {
+		_, ok := c.find(netip.MustParseAddrPort("[fd00:1::5]:9"), false)
+		return ok
+	})
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	var got []string
+	for _, e := range c.list {
+		got = append(got, e.Entry.Original.Dst.String())
+	}
+	if want := []string{"127.1.15.255:9", "127.3.0.1:9", "[fd00:1::5]:9"}; !slices.Equal(got, want) {
+		t.Errorf("events of connections to %v were delivered, want %v", got, want)
+	}
+}
+
+// translate sends UDP packets to another address of this host.
+func translate(t *testing.T, from, to netip.Addr) {
+	t.Helper()
+	c := &nftables.Conn{}
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "nat"})
+	chain := c.AddChain(&nftables.Chain{Name: "out", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest})
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: from.AsSlice()},
+		&expr.Immediate{Register: 1, Data: to.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+	}})
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A table with 100,000 connections of others is read without keeping them.
+func BenchmarkAForeignTable(b *testing.B) {
+	ns := routertest.New(b)
+	track(b, ns)
+	ns.Do(func() {
+		conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		for i := range 100_000 {
+			_, _ = conn.WriteTo([]byte("x"), &net.UDPAddr{IP: net.IPv4(127, 0, byte(1+i>>14), byte(1+i>>7&127)), Port: 1000 + i&127}) // refused answers are fine
+		}
+		table, err := OpenTable()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer table.Close()
+		b.ReportAllocs()
+		seen := 0
+		for b.Loop() {
+			seen = 0
+			if err := table.All(b.Context(), func(flows.Entry) bool { seen++; return false }, func(flows.Entry) {}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(seen), "entries")
+	})
 }

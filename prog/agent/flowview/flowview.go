@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"weft/ipam/slot"
 	"weft/mesh/peer"
 	"weft/prog/agent/ask"
 	"weft/prog/agent/enforce"
@@ -62,6 +63,8 @@ type View struct {
 	cfg   Config
 	wake  chan struct{} // receives when flows wait for names
 	limit limiter
+	// narrowed is what the kernel filters events by; of the goroutine that reads the table.
+	narrowed slot.Universe
 
 	mu      sync.Mutex
 	table   *flows.Table

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"weft/ipam/slot"
 	"weft/prog/agent/live"
 	"weft/prog/agent/metric"
 	"weft/prog/conntrack"
@@ -56,6 +57,7 @@ func (w *View) readOnce(ctx context.Context) error {
 		return err
 	}
 	defer events.Close()
+	w.narrowed = slot.Universe{}
 	table, err := conntrack.OpenTable()
 	if err != nil {
 		return err
@@ -65,11 +67,12 @@ func (w *View) readOnce(ctx context.Context) error {
 	defer stop()
 	var group sync.WaitGroup
 	var failed error
+	w.narrow(events)
 	group.Go(func() {
 		defer stop()
 		failed = events.Run(ctx, conntrack.Sink{Keep: w.keep, Take: w.take, Lost: w.lose})
 	})
-	err = w.follow(ctx, table)
+	err = w.follow(ctx, table, func() { w.narrow(events) })
 	stop()
 	group.Wait()
 	if failed != nil {
@@ -78,8 +81,21 @@ func (w *View) readOnce(ctx context.Context) error {
 	return err
 }
 
+// narrow makes the kernel deliver only events of connections with an end in the network, once the
+// network's addresses are known. Without that filter, keep skips the others.
+func (w *View) narrow(events *conntrack.Events) {
+	v := w.cfg.View.Get()
+	if v == nil || v.Ring.Universe == w.narrowed || !v.Ring.Universe.V4.IsValid() || !v.Ring.Universe.V6.IsValid() {
+		return
+	}
+	w.narrowed = v.Ring.Universe
+	if err := events.Only(w.narrowed.V4, w.narrowed.V6); err != nil {
+		w.cfg.Log.Warn("all events of connections are read, which costs more: the kernel does not filter them", "err", err)
+	}
+}
+
 // follow reads the whole table, also after lost events, and the counters that are due.
-func (w *View) follow(ctx context.Context, table *conntrack.Table) error {
+func (w *View) follow(ctx context.Context, table *conntrack.Table, narrow func()) error {
 	w.mu.Lock()
 	w.reading, w.broken, w.missed = true, "", true
 	w.mu.Unlock()
@@ -98,6 +114,7 @@ func (w *View) follow(ctx context.Context, table *conntrack.Table) error {
 		if uncounted && begin.After(next) { // conntrack may have been loaded meanwhile
 			w.countBytes()
 		}
+		narrow()
 		var err error
 		if all {
 			err = w.readAll(ctx, table)

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	flowsRounds = 20
+	flowsRounds = 25
 	flowsTime   = 500 * time.Millisecond // duration of a measurement
 )
 
@@ -41,10 +41,10 @@ func flowsBench(ctx context.Context, b *bench) (err error) {
 			return err
 		}
 	}
-	for range flowsRounds {
+	for round := range flowsRounds {
 		for kind := range labs[0].rates {
-			for _, l := range labs {
-				if err := l.measure(ctx, b, kind); err != nil {
+			for i := range labs { // A B, then B A, so that a trend of the machine's load affects both
+				if err := labs[(i+round)%2].measure(ctx, b, kind); err != nil {
 					return err
 				}
 			}
@@ -55,6 +55,10 @@ func flowsBench(ctx context.Context, b *bench) (err error) {
 		comparison{what: "packets there and back, on one host", ours: with.rates[0], theirs: without.rates[0], atLeast: 0.97},
 		comparison{what: "packets there and back, on two hosts", ours: with.rates[1], theirs: without.rates[1], atLeast: 0.97},
 		comparison{what: "new UDP connections, on one host", ours: with.rates[2], theirs: without.rates[2]})
+	printPairs(os.Stdout, fmt.Sprintf("Flows: rates with flows, relative to `--no-flows`, in each of %d rounds", flowsRounds),
+		pairs{"packets there and back, on one host", with.rates[0], without.rates[0], true},
+		pairs{"packets there and back, on two hosts", with.rates[1], without.rates[1], true},
+		pairs{"new UDP connections, on one host", with.rates[2], without.rates[2], false})
 	printComparisons(os.Stdout, "Flows: the agent during these new connections", "", "`--no-flows`",
 		comparison{what: "processor, % of a core", ours: with.cpu, theirs: without.cpu},
 		comparison{what: "resident, MiB", ours: with.mib, theirs: without.mib})
