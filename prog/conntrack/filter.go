@@ -79,7 +79,8 @@ func inside(p netip.Prefix, load func(word uint32) bpf.Instruction) []bpf.Instru
 	for word := (max(p.Bits(), 1) - 1) / 32; word >= 0; word-- { // from the last word, since a mismatch skips the rest
 		mask := ^uint32(0) << (32 - min(p.Bits()-32*word, 32))
 		out = append([]bpf.Instruction{
-			load(uint32(4 * word)), bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: mask},
+			load(uint32(4 * word)),
+			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: mask},
 			bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(address[4*word:]), SkipFalse: uint8(len(out))},
 		}, out...)
 	}

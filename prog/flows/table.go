@@ -140,8 +140,10 @@ func (f *Flow) Direction() (d policy.Direction, audit bool) {
 // count takes counters, which never fall, and reports whether any grew.
 func (t *Table) count(f *Flow, e Entry) (grew bool) {
 	for _, c := range [][2]*uint64{
-		{&f.Entry.Sent.Packets, &e.Sent.Packets}, {&f.Entry.Sent.Bytes, &e.Sent.Bytes},
-		{&f.Entry.Received.Packets, &e.Received.Packets}, {&f.Entry.Received.Bytes, &e.Received.Bytes},
+		{&f.Entry.Sent.Packets, &e.Sent.Packets},
+		{&f.Entry.Sent.Bytes, &e.Sent.Bytes},
+		{&f.Entry.Received.Packets, &e.Received.Packets},
+		{&f.Entry.Received.Bytes, &e.Received.Bytes},
 	} {
 		if *c[1] > *c[0] {
 			*c[0], grew = *c[1], true

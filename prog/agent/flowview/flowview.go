@@ -31,7 +31,7 @@ const (
 	// look is how often the table is asked whose counters are due.
 	look = time.Second
 	// mostReads bounds the connections that are read at each look.
-	mostReads = 4096
+	mostReads = 2048
 	// mostNew bounds the different flows that are evaluated at once.
 	mostNew = 1000
 	// mostKnown bounds the evaluated flows that are kept for others like them.

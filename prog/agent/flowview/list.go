@@ -3,7 +3,6 @@ package flowview
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -29,50 +28,45 @@ const (
 
 var verdicts = map[flows.Verdict]string{flows.Allowed: api.FlowAllowed, flows.Denied: api.FlowDenied, flows.Audit: api.FlowAudit}
 
-// filter is a checked request.
-type filter struct {
-	from, to  end
-	port      uint16
-	protocols []policy.Protocol
-	verdict   string
-	since     time.Time
-}
-
-// end selects ends of flows; all of them if it is zero.
-type end struct {
-	block           netip.Prefix
-	namespace, name string
+// verdictOf returns a verdict by its name.
+func verdictOf(name string) flows.Verdict {
+	for v, known := range verdicts {
+		if known == name {
+			return v
+		}
+	}
+	return flows.Unknown
 }
 
 // check reads the conditions of a request, which may come from another host.
-func check(r api.FlowsRequest, now time.Time) (f filter, err error) {
-	bad := func(format string, args ...any) (filter, error) {
+func check(r api.FlowsRequest, now time.Time) (f flows.Filter, err error) {
+	bad := func(format string, args ...any) (flows.Filter, error) {
 		return f, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf(format, args...)}
 	}
 	for _, one := range []struct {
 		word string
-		to   *end
-	}{{r.From, &f.from}, {r.To, &f.to}} {
+		to   *flows.Ends
+	}{{r.From, &f.From}, {r.To, &f.To}} {
 		if len(one.word) > mostWord || !peer.Printable(one.word) {
 			return bad("a condition is longer than %s, or has control characters", words.Count(mostWord, "byte"))
 		}
-		*one.to = parseEnd(one.word)
+		*one.to = flows.ParseEnds(one.word)
 	}
 	switch p := strings.ToUpper(r.Protocol); p {
 	case "":
 	case "ICMP":
-		f.protocols = []policy.Protocol{policy.ICMP, policy.ICMPv6}
+		f.Protocols = []policy.Protocol{policy.ICMP, policy.ICMPv6}
 	default:
 		for _, known := range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP} {
 			if known.String() == p {
-				f.protocols = append(f.protocols, known)
+				f.Protocols = append(f.Protocols, known)
 			}
 		}
-		if f.protocols == nil {
+		if f.Protocols == nil {
 			return bad("protocol %.20q is not TCP, UDP, SCTP or ICMP", r.Protocol)
 		}
 	}
-	if !slices.Contains([]string{"", api.FlowAllowed, api.FlowDenied, api.FlowAudit}, r.Verdict) {
+	if f.Verdict = verdictOf(r.Verdict); f.Verdict == flows.Unknown && r.Verdict != "" {
 		return bad("verdict %.20q is not allowed, denied or audit", r.Verdict)
 	}
 	if !(r.Since >= 0) { // also refuses a value that is no number
@@ -83,45 +77,14 @@ func check(r api.FlowsRequest, now time.Time) (f filter, err error) {
 	}
 	const year = 365 * 24 * 3600
 	if r.Since > 0 {
-		f.since = now.Add(-time.Duration(min(r.Since, year) * float64(time.Second)))
+		f.Since = now.Add(-time.Duration(min(r.Since, year) * float64(time.Second)))
 	}
-	f.port, f.verdict = r.Port, r.Verdict
+	f.Port = r.Port
 	return f, nil
 }
 
-// parseEnd reads an address, a CIDR, NAME, NAMESPACE/NAME or NAMESPACE/.
-func parseEnd(word string) (e end) {
-	if a, err := netip.ParseAddr(word); err == nil {
-		a = a.Unmap().WithZone("")
-		return end{block: netip.PrefixFrom(a, a.BitLen())}
-	}
-	if p, err := netip.ParsePrefix(word); err == nil {
-		return end{block: p.Masked()}
-	}
-	namespace, name, two := strings.Cut(word, "/")
-	if !two {
-		return end{name: word}
-	}
-	return end{namespace: namespace, name: name}
-}
-
-func (e end) fits(a netip.Addr, is *flows.End) bool {
-	if e.block.IsValid() {
-		return e.block.Contains(a)
-	}
-	return (e.namespace == "" || strings.EqualFold(e.namespace, is.Namespace)) && (e.name == "" || strings.EqualFold(e.name, is.Name))
-}
-
-func (f filter) fits(one *flows.Flow) bool {
-	e := &one.Entry
-	return (f.port == 0 || e.ReplySrc.Port() == f.port || e.Original.Dst.Port() == f.port) && (f.verdict == "" || verdicts[one.Facts.Verdict] == f.verdict) &&
-		!one.Last().Before(f.since) && (f.protocols == nil || slices.Contains(f.protocols, e.Original.Protocol)) &&
-		f.from.fits(e.Original.Src.Addr(), one.Facts.From) &&
-		(f.to.fits(e.ReplySrc.Addr(), one.Facts.To) || f.to.block.IsValid() && f.to.block.Contains(e.Original.Dst.Addr()))
-}
-
 // here returns the flows of this host.
-func (w *View) here(f filter, after uint64, most int) (out []api.Flow, h api.FlowsHost) {
+func (w *View) here(f flows.Filter, after uint64, most int) (out []api.Flow, h api.FlowsHost) {
 	h = w.self()
 	if w.cfg.Off {
 		h.Off = true
@@ -129,7 +92,7 @@ func (w *View) here(f filter, after uint64, most int) (out []api.Flow, h api.Flo
 	}
 	w.mu.Lock()
 	w.name() // so that an answer has what happened just before the question
-	list, more, next := w.table.Select(after, most, f.fits)
+	list, more, next := w.table.Select(after, most, f.Fits)
 	h.More, h.Next, h.Lost = more, next, w.lost+w.table.Counts().Unlooked
 	if w.broken != "" {
 		h.Error = w.broken
