@@ -13,7 +13,7 @@ import (
 // These are the parts of ctnetlink's messages that this package uses
 // (linux/netfilter/nfnetlink_conntrack.h).
 const (
-	messageNew    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // also the answer to messageGet
+	messageNew    = unix.NFNL_SUBSYS_CTNETLINK << 8 // also the answer to messageGet
 	messageGet    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
 	messageDelete = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
 
