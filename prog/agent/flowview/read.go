@@ -89,6 +89,9 @@ func (w *View) narrow(events *conntrack.Events) {
 		return
 	}
 	w.narrowed = v.Ring.Universe
+	w.mu.Lock()
+	w.missed = true // connections from before the addresses were known
+	w.mu.Unlock()
 	if err := events.Only(w.narrowed.V4, w.narrowed.V6); err != nil {
 		w.cfg.Log.Warn("all events of connections are read, which costs more: the kernel does not filter them", "err", err)
 	}

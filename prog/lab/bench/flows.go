@@ -9,64 +9,74 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"weft/prog/lab"
 )
 
 const (
-	flowsRounds = 25
-	flowsTime   = 500 * time.Millisecond // duration of a measurement
+	packetRounds = 12
+	beginRounds  = 4
+	flowsTime    = 500 * time.Millisecond // duration of a measurement
 )
 
-// flowsLab is a lab of two hosts, of which h1 has two containers.
+// flowsLab is a lab of two hosts, of which h1 has two containers. Its agents are launched with flows and
+// with --no-flows by turns: two labs would differ by some percent.
 type flowsLab struct {
 	*lab.Lab
-	near, far string // echo servers on the host of the client, and on the other host
-	agent     int    // the process of h1's agent
-	rates     [3]samples
-	cpu, mib  samples
+	near, far     string // echo servers on the host of the client, and on the other host
+	with, without flowsSamples
 }
 
-// flowsBench measures small packets and new connections between containers in two labs, one of which
-// remembers flows. It also measures the agent while as many connections begin as one client can make.
+// flowsSamples are the measurements with flows, or without.
+type flowsSamples struct{ near, far, begun, cpu, mib samples }
+
+// flowsBench measures small packets and new connections between containers, with flows and without. It
+// also measures the agent while as many connections begin as one client can make.
 func flowsBench(ctx context.Context, b *bench) (err error) {
-	labs := []*flowsLab{{}, {}}
-	for i, flags := range [][]string{nil, {"--no-flows"}} {
-		l, down, err := b.up(ctx, lab.Options{Name: []string{"flows", "noflows"}[i], Hosts: 2, Containers: 2, Launch: flags})
-		if err != nil {
-			return err
-		}
-		defer down(&err)
-		labs[i].Lab = l
-		if err := labs[i].serve(ctx, b); err != nil {
-			return err
-		}
+	up, down, err := b.up(ctx, lab.Options{Name: "flows", Hosts: 2, Containers: 2})
+	if err != nil {
+		return err
 	}
-	for kind := range labs[0].rates { // new connections last: the agent reads their counters for a while
-		for round := range flowsRounds {
-			for i := range labs { // A B, then B A, so that a trend of the machine's load affects both
-				if err := labs[(i+round)%2].measure(ctx, b, kind); err != nil {
+	defer down(&err)
+	l := &flowsLab{Lab: up}
+	if err := l.serve(ctx, b); err != nil {
+		return err
+	}
+	// New connections come last: the agent reads their counters for a while.
+	for kind, measure := range []func(context.Context, *bench, *flowsSamples) error{l.packets, l.begin} {
+		for round := range []int{packetRounds, beginRounds}[kind] {
+			for i := range 2 { // A B, then B A, so that a trend of the machine's load affects both
+				into := &l.with
+				if (i+round)%2 == 1 {
+					into = &l.without
+				}
+				if err := l.launch(ctx, into == &l.with); err != nil {
+					return err
+				}
+				if err := measure(ctx, b, into); err != nil {
 					return err
 				}
 			}
 		}
 	}
-	with, without := labs[0], labs[1]
 	printComparisons(os.Stdout, "Flows: between two containers, with flows and with `--no-flows`", "thousands a second", "`--no-flows`",
-		comparison{what: "packets there and back, on one host", ours: with.rates[0], theirs: without.rates[0], atLeast: 0.97},
-		comparison{what: "packets there and back, on two hosts", ours: with.rates[1], theirs: without.rates[1], atLeast: 0.97},
-		comparison{what: "new UDP connections, on one host", ours: with.rates[2], theirs: without.rates[2]})
-	printPairs(os.Stdout, fmt.Sprintf("Flows: rates with flows, relative to `--no-flows`, in each of %d rounds", flowsRounds),
-		pairs{"packets there and back, on one host", with.rates[0], without.rates[0], true},
-		pairs{"packets there and back, on two hosts", with.rates[1], without.rates[1], true},
-		pairs{"new UDP connections, on one host", with.rates[2], without.rates[2], false})
+		comparison{what: "packets there and back, on one host", ours: l.with.near, theirs: l.without.near, atLeast: 0.97},
+		comparison{what: "packets there and back, on two hosts", ours: l.with.far, theirs: l.without.far, atLeast: 0.97},
+		comparison{what: "new UDP connections, on one host", ours: l.with.begun, theirs: l.without.begun})
+	printPairs(os.Stdout, "Flows: rates with flows, relative to `--no-flows`, in each round",
+		pairs{"packets there and back, on one host", l.with.near, l.without.near, true},
+		pairs{"packets there and back, on two hosts", l.with.far, l.without.far, true},
+		pairs{"new UDP connections, on one host", l.with.begun, l.without.begun, false})
 	printFigures(os.Stdout, "Flows: the agent during these new connections", "one host",
-		figure{what: "processor with flows, % of a core", ours: with.cpu},
-		figure{what: "resident with flows, MiB", ours: with.mib},
-		figure{what: "resident with `--no-flows`, MiB", ours: without.mib})
+		figure{what: "processor with flows, % of a core", ours: l.with.cpu},
+		figure{what: "processor with `--no-flows`, % of a core", ours: l.without.cpu},
+		figure{what: "resident with flows, MiB", ours: l.with.mib},
+		figure{what: "resident with `--no-flows`, MiB", ours: l.without.mib})
 	return nil
 }
 
-// serve starts the servers, and finds the agent.
+// serve starts the servers.
 func (l *flowsLab) serve(ctx context.Context, b *bench) error {
 	for target, to := range map[string]*string{"h1/c2": &l.near, "h2/c1": &l.far} {
 		addrs, err := l.Addrs(ctx, target)
@@ -78,31 +88,51 @@ func (l *flowsLab) serve(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	s, err := l.Status(ctx)
-	if err != nil {
+	return nil
+}
+
+// launch launches both agents again. Without flows the kernel does not count bytes either.
+func (l *flowsLab) launch(ctx context.Context, flows bool) error {
+	count := map[bool]string{true: "1", false: "0"}[flows]
+	var group errgroup.Group
+	for _, host := range l.Hosts() {
+		group.Go(func() error {
+			_, err := l.Exec(ctx, host, nil, "sh", "-ec", fmt.Sprintf(
+				"weft stop; weft launch --no-flows=%v; echo %s > /proc/sys/net/netfilter/nf_conntrack_acct", !flows, count))
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
 		return err
 	}
-	for _, h := range s.Hosts {
-		if h.Name == "h1" && len(h.Agent) == 1 {
-			l.agent = h.Agent[0]
+	return sleep(ctx, tunnelRest)
+}
+
+// packets measures packets on one host, and on two hosts.
+func (l *flowsLab) packets(ctx context.Context, b *bench, into *flowsSamples) error {
+	for to, rates := range map[string]*samples{l.near: &into.near, l.far: &into.far} {
+		rate, err := volleys(ctx, b, l.Lab, to)
+		if err != nil {
+			return err
 		}
+		rates.add(rate / 1000)
 	}
 	return nil
 }
 
-// measure adds one sample of a kind: packets on one host, packets on two hosts, or new connections.
-func (l *flowsLab) measure(ctx context.Context, b *bench, kind int) error {
-	if kind < 2 {
-		rate, err := volleys(ctx, b, l.Lab, []string{l.near, l.far}[kind])
-		l.rates[kind].add(rate / 1000)
-		return err
-	}
-	before, err := processorTime(ctx, l.Lab, "h1", l.agent)
+// begin measures new connections, and the agent meanwhile.
+func (l *flowsLab) begin(ctx context.Context, b *bench, into *flowsSamples) error {
+	s, err := l.Status(ctx)
 	if err != nil {
 		return err
 	}
-	begin := time.Now()
-	out, err := l.Exec(ctx, "h1/c1", nil, b.self, "connections", l.near, flowsTime.String())
+	agent := s.Hosts[0].Agent[0]
+	before, err := processorTime(ctx, l.Lab, "h1", agent)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	out, err := l.Exec(ctx, "h1/c1", nil, b.self, "connections", l.near, (2 * flowsTime).String())
 	if err != nil {
 		return err
 	}
@@ -110,14 +140,14 @@ func (l *flowsLab) measure(ctx context.Context, b *bench, kind int) error {
 	if err != nil {
 		return err
 	}
-	after, err := processorTime(ctx, l.Lab, "h1", l.agent)
+	after, err := processorTime(ctx, l.Lab, "h1", agent)
 	if err != nil {
 		return err
 	}
-	l.rates[kind].add(rate / 1000)
-	l.cpu.add(100 * (after - before) / time.Since(begin).Seconds())
-	mib, err := residentMiB(ctx, l.Lab, "h1", l.agent, resident)
-	l.mib.add(mib)
+	into.begun.add(rate / 1000)
+	into.cpu.add(100 * (after - before) / time.Since(start).Seconds())
+	mib, err := residentMiB(ctx, l.Lab, "h1", agent, resident)
+	into.mib.add(mib)
 	return err
 }
 
