@@ -19,6 +19,7 @@ import (
 	"weft/prog/agent/dryrun"
 	"weft/prog/agent/enforce"
 	"weft/prog/agent/explain"
+	"weft/prog/agent/flowview"
 	"weft/prog/agent/founding"
 	"weft/prog/agent/links"
 	"weft/prog/agent/measure"
@@ -74,6 +75,7 @@ type parts struct {
 	resolver   resolver.Resolver
 	names      *names.Service
 	drops      *explain.Drops
+	flows      *flowview.View
 	explain    *explain.Explainer
 	policies   *policyview.View
 	cni        *install.Installer
@@ -242,6 +244,11 @@ func (r *run) wireQueries(h host, p *parts) {
 		Self: t.Self, Policies: p.enforce, Kernel: p.router, Mesh: p.mesh, View: seen, Drops: p.drops, Exempt: o.Exempt, Resolver: !o.DNS.Off,
 		Short: p.names.Short,
 	})
+	p.flows = flowview.New(flowview.Config{
+		Self: t.Self, Off: o.NoFlows, Policies: p.enforce, Mesh: p.mesh, View: seen, MarkOwnHost: p.explain.MarkOwnHost,
+		Changing: r.store.SaveSysctl, Started: r.started, Log: log,
+	})
+	p.drops.Heard = p.flows.Dropped
 	try := dryrun.New(dryrun.Config{Self: t.Self, Mesh: p.mesh, View: seen, Know: p.enforce.Snapshot, MarkOwnHost: p.explain.MarkOwnHost})
 	p.policies = policyview.New(policyview.Config{
 		Self: t.Self, Mesh: p.mesh, Documents: p.documents, Origin: p.rules.origin, Policies: p.enforce, Counters: p.router, DryRun: try,
@@ -262,6 +269,7 @@ func (r *run) wireQueries(h host, p *parts) {
 	p.control.Attachments, p.control.Service, p.control.View = p.attached, p.names, p.policies
 	p.control.Explainer, p.control.Reporter, p.control.Board = p.explain, p.status, r.board
 	p.control.Membership, p.control.Overview, p.control.Checker, p.control.Collector, p.control.Recent = p.membership, p.network, p.check, p.bundle, o.Recent
+	p.control.FlowView = p.flows
 	r.board.Add(p.conditions(o.StateDir)...)
 	p.replicate(try)
 }
@@ -274,6 +282,6 @@ func (p *parts) sources(h host) []status.Source {
 		{Area: api.AreaEndpoints, Of: status.Any(p.unattached.Problems)}, {Area: api.AreaDNS, Of: status.Any(p.names.Problems)},
 		{Area: api.AreaPolicies, Of: status.Any(p.enforce.Problems)}, {Area: api.AreaKubernetes, Of: status.Any(h.problems)},
 		{Area: api.AreaTunnels, Of: p.paths.Problems}, {Area: api.AreaTunnels, Of: p.relays.Problems}, {Area: api.AreaAddresses, Of: p.view.Problems},
-		{Area: api.AreaCNI, Of: status.Any(p.cni.Problems)},
+		{Area: api.AreaCNI, Of: status.Any(p.cni.Problems)}, {Area: api.AreaFlows, Of: status.Any(p.flows.Problems)},
 	}
 }

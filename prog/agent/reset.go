@@ -22,12 +22,15 @@ import (
 
 // Reset removes everything that Weft made on this host: first the CNI configuration, so that no
 // more containers are attached, then the data path, then state and secret. It restores the sysctls
-// that Weft changed, except on a Node, where other programs need them. kept lists the sysctls that
+// that Weft changed; on a Node only those that no other program needs. kept lists the sysctls that
 // could not be restored. It renames a state file that cannot be read. The agent must not be
 // running.
 func Reset(ctx context.Context, opts config.Options) (kept []string, err error) {
 	if err := privilege.CheckNetAdmin(); err != nil {
 		return nil, err
+	}
+	if opts.SysctlDir != "" {
+		link.SetSysctlRoot(opts.SysctlDir)
 	}
 	if err := install.Remove(opts.CNIConfDir, opts.CNIBinDir); err != nil {
 		return nil, err
@@ -51,9 +54,10 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 	if err := router.Remove(ctx); err != nil {
 		return kept, fmt.Errorf("reset: %w", err)
 	}
-	if !opts.Kubernetes.On {
-		kept = restoreSysctls(sysctls)
+	if opts.Kubernetes.On { // other programs need the others
+		sysctls = slices.DeleteFunc(sysctls, func(c state.Sysctl) bool { return c.Name != link.CountConnections })
 	}
+	kept = statedir.RestoreSysctls(sysctls)
 	for _, name := range []string{state.File, statedir.SecretFile, statedir.InvitationFile, statedir.MembershipFile, statedir.ReleaseDir, statedir.LaunchedFile, "agent.log", "agent.log.1", "datapath.log", "datapath.log.1"} {
 		if err := os.RemoveAll(filepath.Join(opts.StateDir, name)); err != nil {
 			return kept, fmt.Errorf("reset: %w", err)
@@ -73,20 +77,6 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 		return kept, fmt.Errorf("reset: this host is clean, but its Node still has the condition that Weft is up, which prevents founding a new network: fix the cause and run `weft reset` again: %w", err)
 	}
 	return kept, nil
-}
-
-// restoreSysctls restores the sysctls that Weft changed, in reverse order. A sysctl that another
-// program has changed since keeps its value.
-func restoreSysctls(changed []state.Sysctl) (kept []string) {
-	for _, c := range slices.Backward(changed) {
-		if !link.SysctlIs(c.Set, c.Name) {
-			continue
-		}
-		if err := link.WriteSysctl(c.Was, c.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			kept = append(kept, fmt.Sprintf("%v: it was %s before Weft", err, c.Was))
-		}
-	}
-	return kept
 }
 
 // WarnInvalid reports on this host's Node that the agent does not start with its settings. It only

@@ -50,7 +50,7 @@ func (p *parts) replicate(try *dryrun.DryRun) {
 		p.mesh.Handle(kind, h)
 	}
 	for _, handlers := range []map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
-		p.ipam.Handlers(), p.pairs.Handlers(), p.policies.Handlers(), p.explain.Handlers(), try.Handlers(), p.network.Handlers(), p.check.Handlers(), p.bundle.Handlers(),
+		p.ipam.Handlers(), p.pairs.Handlers(), p.policies.Handlers(), p.explain.Handlers(), p.flows.Handlers(), try.Handlers(), p.network.Handlers(), p.check.Handlers(), p.bundle.Handlers(),
 	} {
 		for kind, h := range handlers {
 			p.mesh.Handle(kind, mesh.Handler(h))
@@ -81,7 +81,7 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 	p.attached.Look(ctx) // must come before the first plan changes the kernel
 	run(
 		p.attached.Run, p.unattached.Run, p.enforce.Run, p.publish.Run, p.datapath.Run, p.datapath.WatchTable, p.measure.Run, p.links.Run, p.paths.Run,
-		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) },
+		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) }, p.flows.Run,
 		func(ctx context.Context) error { return r.discover.Follow(ctx, p.mesh, &p.view.Value) },
 		func(ctx context.Context) error { return h.run(ctx, p) },
 	)
@@ -103,7 +103,7 @@ func (r *run) metrics(p *parts) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, of := range []metric.Collector{
-		r.board.Metrics, p.status.Metrics, p.view.Metrics, p.attached.Metrics, p.paths.Metrics, p.relays.Metrics, p.policies.Metrics, p.resolver.Metrics, p.datapath.Metrics, p.control.Metrics,
+		r.board.Metrics, p.status.Metrics, p.view.Metrics, p.attached.Metrics, p.paths.Metrics, p.relays.Metrics, p.policies.Metrics, p.flows.Metrics, p.resolver.Metrics, p.datapath.Metrics, p.control.Metrics,
 	} {
 		registry.MustRegister(of)
 	}

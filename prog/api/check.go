@@ -31,6 +31,7 @@ const (
 	AreaAddresses  = "addresses"
 	AreaMembers    = "members"
 	AreaEndpoints  = "endpoints"
+	AreaFlows      = "flows"
 	AreaKubernetes = "kubernetes"
 	AreaHosts      = "hosts"      // only of all hosts: whether each answers
 	AreaContainers = "containers" // only on request: test endpoints reach each other

@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -206,6 +208,39 @@ type Reason struct {
 	Policy string `json:"policy"`
 	Rule   string `json:"rule"` // such as spec.ingress[0]; empty: the policy has no rules
 	Text   string `json:"text"`
+}
+
+// String describes a rule, and why the rule matches or not.
+func (r Reason) String() string { return strings.TrimSpace(r.Policy+" "+r.Rule) + ": " + r.Text }
+
+// Why returns in one sentence which rule allows a connection, or why the first rule does not. Packets
+// that were dropped may be allowed by the policies of now.
+func (d Decision) Why() string {
+	switch {
+	case d.Allowed && d.By != nil:
+		return "now allowed by " + d.By.String()
+	case d.Allowed:
+		return "now allowed"
+	case len(d.Misses) == 0:
+		return "no policy allows it"
+	}
+	text := d.Misses[0].String()
+	switch more := len(d.Misses) - 1; more {
+	case 0:
+	case 1:
+		text += " (and 1 more rule)"
+	default:
+		text += fmt.Sprintf(" (and %d more rules)", more)
+	}
+	return text
+}
+
+// Why returns why a packet was dropped, according to the current policies.
+func (d Drop) Why() string {
+	if d.Audit && d.Decision.Audit != nil {
+		return d.Decision.Audit.Why()
+	}
+	return d.Decision.Why()
 }
 
 // Kernel is the kernel's verdict for the same packet.

@@ -22,7 +22,7 @@ import (
 // randomness, no log.
 var pure = []string{
 	"weft/mesh/peer", "weft/mesh/secret", "weft/mesh/directory", "weft/mesh/discovery", "weft/mesh/document", "weft/mesh/member", "weft/mesh/path", "weft/mesh/topology",
-	"weft/router/policy", "weft/router/problem", "weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos",
+	"weft/router/policy", "weft/router/problem", "weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos", "weft/prog/flows",
 }
 
 // kubernetes lists the packages that may use Kubernetes' types.

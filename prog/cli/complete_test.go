@@ -40,6 +40,7 @@ func TestWordsAreCompleted(t *testing.T) {
 		"policy get |":              "namespace/shop shop/db",
 		"policy delete sho|":        "shop/db",
 		"detach |":                  "8a8a web",
+		"flows --from sh|":          "shop/ shop/db shop/web",
 		"dns-lookup w|":             "web.weft.internal",
 		"token revoke |":            "ab12",
 		"chec|":                     "check",

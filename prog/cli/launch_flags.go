@@ -55,6 +55,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.Port, "wireguard-port", config.DefaultPort, "WireGuard port, UDP")
 	flags.BoolVar(&f.Discover, "discover", false, "find hosts of the network on this host's LANs by multicast; without PEER, found a network only if there is none")
 	flags.BoolVar(&f.NoRelay, "no-relay", false, "forward no tunnels of other hosts that do not reach each other")
+	flags.BoolVar(&f.NoFlows, "no-flows", false, "remember no connections of containers on this host (see weft flows)")
 	flags.BoolVar(&f.NoDiscovery, "no-discovery", false, "connect only to the hosts given; others are reached over them")
 	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: path MTU to each peer, less 80)")
 	flags.StringVar(&f.StateDir, "state-dir", config.DefaultStateDir, "folder of the state")

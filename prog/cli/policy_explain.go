@@ -282,20 +282,15 @@ func decisionLines(d api.Decision, asked string) []string {
 func reasonLines(d api.Decision, asked string) []string {
 	switch {
 	case d.Allowed && d.By != nil:
-		return []string{"allowed by " + reasonText(*d.By)}
+		return []string{"allowed by " + d.By.String()}
 	case d.Allowed:
 		return []string{"allowed"}
 	}
 	out := []string{"no rule allows " + asked + ":"}
 	for _, miss := range d.Misses {
-		out = append(out, "  "+reasonText(miss))
+		out = append(out, "  "+miss.String())
 	}
 	return out
-}
-
-// reasonText describes a rule, and why the rule matches or not.
-func reasonText(r api.Reason) string {
-	return strings.TrimSpace(r.Policy+" "+r.Rule) + ": " + r.Text
 }
 
 // auditLines describes what would change if policies in audit mode were enforced.
@@ -351,32 +346,11 @@ func printDrops(w io.Writer, drops []api.Drop, full bool, zone *time.Location) {
 			mark = "audit, it passed: "
 		}
 		t.row(d.Last.In(zone).Format(time.DateTime), fmt.Sprintf("%d×", d.Count), d.Direction, d.Protocol,
-			side(d.Source, d.From)+" → "+side(d.Dest, d.To), mark+shortReason(d))
+			side(d.Source, d.From)+" → "+side(d.Dest, d.To), mark+d.Why())
 		if full {
 			t.flush() // the following lines must not widen the columns
 			printLines(w, decisionLines(d.Decision, "it"))
 		}
 	}
 	t.flush()
-}
-
-// shortReason returns why a packet was dropped, according to the current policies.
-func shortReason(d api.Drop) string {
-	dec := d.Decision
-	if d.Audit && dec.Audit != nil {
-		dec = *dec.Audit
-	}
-	switch {
-	case dec.Allowed && dec.By != nil:
-		return "now allowed by " + reasonText(*dec.By)
-	case dec.Allowed:
-		return "now allowed"
-	case len(dec.Misses) == 0:
-		return "no policy allows it"
-	}
-	text := reasonText(dec.Misses[0])
-	if more := len(dec.Misses) - 1; more > 0 {
-		text += fmt.Sprintf(" (and %s)", words.Count(more, "more rule"))
-	}
-	return text
 }

@@ -1,6 +1,11 @@
 package state
 
-import "slices"
+import (
+	"encoding/json"
+	"slices"
+
+	bolt "go.etcd.io/bbolt"
+)
 
 var keySysctls = []byte("sysctls")
 
@@ -17,11 +22,29 @@ func (s *Store) Sysctls() (list []Sysctl, err error) {
 	return list, err
 }
 
-// SaveSysctl stores the value of a sysctl before its first change.
+// SaveSysctl stores the value of a sysctl before its first change. Several components change sysctls at
+// the same time, so it reads and writes the list in one transaction.
 func (s *Store) SaveSysctl(name, was, set string) error {
-	list, err := s.Sysctls()
-	if err != nil || slices.ContainsFunc(list, func(c Sysctl) bool { return c.Name == name }) {
+	list, err := s.Sysctls() // without a transaction that writes: nearly always the value is stored already
+	has := func() bool { return slices.ContainsFunc(list, func(c Sysctl) bool { return c.Name == name }) }
+	if err != nil || has() {
 		return err
 	}
-	return s.save(keySysctls, append(list, Sysctl{name, was, set}))
+	return s.update(func(tx *bolt.Tx) error {
+		list = nil
+		b := tx.Bucket(bucketMeta)
+		if data := b.Get(keySysctls); data != nil {
+			if err := json.Unmarshal(data, &list); err != nil {
+				return err
+			}
+		}
+		if has() {
+			return nil
+		}
+		data, err := json.Marshal(append(list, Sysctl{name, was, set}))
+		if err != nil {
+			return err
+		}
+		return b.Put(keySysctls, data)
+	})
 }

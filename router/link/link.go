@@ -181,20 +181,28 @@ func sysctlName(path []string) string {
 	return filepath.Join(append([]string{sysctlRoot}, path...)...)
 }
 
+// ChangeSysctl sets a value that an uninstallation restores. changing, unless nil, is called before the
+// change, with the value so far.
+func ChangeSysctl(value, name string, changing func(name, was, set string) error) error {
+	was, err := os.ReadFile(sysctlName([]string{name}))
+	if err == nil && strings.TrimSpace(string(was)) != value && changing != nil {
+		if err := changing(name, strings.TrimSpace(string(was)), value); err != nil {
+			return err
+		}
+	}
+	return Sysctl(value, name)
+}
+
+// CountConnections is the sysctl by which conntrack counts the packets and bytes of connections that
+// begin afterwards.
+const CountConnections = "netfilter/nf_conntrack_acct"
+
 // Forwarding makes this host route packets between its links. With forwarding, a link ignores
 // router advertisements, and the host would lose a default route that it has from them. Forwarding
 // makes such links accept router advertisements (accept_ra=2). changing, unless nil, is called
 // before each change, so that an uninstallation can restore the value.
 func Forwarding(ipv6 bool, changing func(name, was, set string) error) error {
-	set := func(value, name string) error {
-		was, err := os.ReadFile(sysctlName([]string{name}))
-		if err == nil && strings.TrimSpace(string(was)) != value && changing != nil {
-			if err := changing(name, strings.TrimSpace(string(was)), value); err != nil {
-				return err
-			}
-		}
-		return Sysctl(value, name)
-	}
+	set := func(value, name string) error { return ChangeSysctl(value, name, changing) }
 	if err := set("1", "ipv4/ip_forward"); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func evaluate(r api.Report, m measured) []api.Check {
 // order is the order of areas in output.
 var order = []string{
 	api.AreaReady, api.AreaMembers, api.AreaTunnels, api.AreaGossip, api.AreaMTU, api.AreaIPv4, api.AreaIPv6, api.AreaAddresses, api.AreaDNS, api.AreaPolicies,
-	api.AreaFirewall, api.AreaSysctls, api.AreaDisk, api.AreaVersions, api.AreaCNI, api.AreaEndpoints, api.AreaKubernetes,
+	api.AreaFirewall, api.AreaSysctls, api.AreaDisk, api.AreaVersions, api.AreaCNI, api.AreaEndpoints, api.AreaFlows, api.AreaKubernetes,
 }
 
 // evaluation collects the checks of one host.
@@ -193,6 +193,7 @@ func (e *evaluation) services(m measured) {
 	} else {
 		e.pass(api.AreaCNI, fmt.Sprintf("%s calls %s", r.CNI.Config, strings.Join(r.CNI.Plugins, ", ")))
 	}
+	e.pass(api.AreaFlows, "connections are remembered, or --no-flows was given")
 	e.pass(api.AreaEndpoints, words.Count(len(r.Endpoints), "endpoint")+" attached")
 }
 

@@ -46,6 +46,7 @@ type Options struct {
 	Discover          bool   // find hosts of the network on this host's LANs
 	NoRelay           bool   // this host forwards no tunnels of other hosts
 	NoDiscovery       bool   // this host connects only to its targets
+	NoFlows           bool   // this host remembers no connections
 	StatusAddr        string // empty: no status over TCP
 	MetricsAddr       string // additional address of the metrics alone; empty: none
 	DNS               DNS

@@ -19,6 +19,7 @@ import (
 	"weft/prog/agent/bundle"
 	"weft/prog/agent/check"
 	"weft/prog/agent/explain"
+	"weft/prog/agent/flowview"
 	"weft/prog/agent/live"
 	"weft/prog/agent/logs"
 	"weft/prog/agent/membership"
@@ -82,6 +83,7 @@ type Server struct {
 	*check.Checker
 	*logs.Recent
 	*bundle.Collector
+	FlowView *flowview.View
 
 	cfg       Config
 	durations metric.Durations
@@ -91,6 +93,11 @@ var _ server.Agent = (*Server)(nil)
 
 // New makes a Server; the caller sets its components.
 func New(cfg Config) *Server { return &Server{cfg: cfg, durations: newDurations()} }
+
+// Flows lists connections.
+func (s *Server) Flows(ctx context.Context, req api.FlowsRequest) (api.FlowsReply, error) {
+	return s.FlowView.Flows(ctx, req)
+}
 
 // Targets changes which hosts this peer joins.
 func (s *Server) Targets(_ context.Context, req api.TargetsRequest) error {

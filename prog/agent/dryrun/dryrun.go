@@ -14,9 +14,6 @@ import (
 	"strings"
 
 	"github.com/fxamacker/cbor/v2"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"weft/mesh"
 	"weft/mesh/document"
 	"weft/mesh/peer"
@@ -26,6 +23,8 @@ import (
 	"weft/prog/agent/live"
 	"weft/prog/agent/view"
 	"weft/prog/api"
+	"weft/prog/conntrack"
+	"weft/prog/flows"
 	"weft/router/policy"
 )
 
@@ -94,7 +93,7 @@ func (d *DryRun) Effects(ctx context.Context, changes []mesh.Change) (*api.Effec
 		return nil, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
 	}
 	out := &api.Effects{Flows: []api.FlowChange{}, Pairs: []api.PairChange{}}
-	own, err := d.flowChanges(before, after)
+	own, err := d.flowChanges(ctx, before, after)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +200,7 @@ func (d *DryRun) Handlers() map[string]func(context.Context, peer.ID, []byte) ([
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){requestTry: d.serve}
 }
 
-func (d *DryRun) serve(_ context.Context, _ peer.ID, payload []byte) ([]byte, error) {
+func (d *DryRun) serve(ctx context.Context, _ peer.ID, payload []byte) ([]byte, error) {
 	var changes []mesh.Change
 	if err := cbor.Unmarshal(payload, &changes); err != nil {
 		return nil, err
@@ -210,7 +209,7 @@ func (d *DryRun) serve(_ context.Context, _ peer.ID, payload []byte) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	out, err := d.flowChanges(before, after)
+	out, err := d.flowChanges(ctx, before, after)
 	if err != nil {
 		return nil, err
 	}
@@ -218,45 +217,36 @@ func (d *DryRun) serve(_ context.Context, _ peer.ID, payload []byte) ([]byte, er
 }
 
 // flowChanges evaluates the connections in this host's conntrack table.
-func (d *DryRun) flowChanges(before, after enforce.Snapshot) (out flowChanges, err error) {
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
-		if err != nil {
-			return out, fmt.Errorf("connections of this host (conntrack): %w", err)
+func (d *DryRun) flowChanges(ctx context.Context, before, after enforce.Snapshot) (out flowChanges, err error) {
+	table, err := conntrack.OpenTable()
+	if err != nil {
+		return out, err
+	}
+	defer table.Close()
+	endpoint := func(a netip.Addr) bool { return explain.Title(before.World, a) != "" }
+	known := func(e flows.Entry) bool { return endpoint(e.Original.Src.Addr()) || endpoint(e.ReplySrc.Addr()) }
+	err = table.All(ctx, known, func(e flows.Entry) {
+		p := e.Packet()
+		d.cfg.MarkOwnHost(&p)
+		was, is := policy.Evaluate(before.Policies, before.World, p), policy.Evaluate(after.Policies, after.World, p)
+		switch {
+		case was.Allowed == is.Allowed:
+		case len(out.Flows) >= mostFlows:
+			out.More++
+		default:
+			out.Flows = append(out.Flows, api.FlowChange{
+				Peer: d.cfg.View.Get().Name(d.cfg.Self), Protocol: p.Protocol.String(), Allowed: is.Allowed, Why: why(is),
+				From: explain.Title(before.World, p.Src), To: explain.Title(before.World, p.Dst), Source: e.Original.Src, Destination: e.ReplySrc,
+			})
 		}
-		for _, f := range flows {
-			p := flowPacket(f)
-			d.cfg.MarkOwnHost(&p)
-			from, to := explain.Title(before.World, p.Src), explain.Title(before.World, p.Dst)
-			if from == "" && to == "" {
-				continue
-			}
-			was, is := policy.Evaluate(before.Policies, before.World, p), policy.Evaluate(after.Policies, after.World, p)
-			switch {
-			case was.Allowed == is.Allowed:
-			case len(out.Flows) >= mostFlows:
-				out.More++
-			default:
-				out.Flows = append(out.Flows, api.FlowChange{
-					Peer: d.cfg.View.Get().Name(d.cfg.Self), Protocol: p.Protocol.String(), From: from, To: to, Allowed: is.Allowed, Why: why(is),
-					Source: netip.AddrPortFrom(p.Src, p.SrcPort), Destination: netip.AddrPortFrom(p.Dst, p.DstPort),
-				})
-			}
-		}
+	})
+	if err != nil {
+		return out, fmt.Errorf("connections of this host: %w", err)
 	}
 	slices.SortFunc(out.Flows, func(x, y api.FlowChange) int {
 		return cmp.Or(x.Source.Compare(y.Source), x.Destination.Compare(y.Destination))
 	})
 	return out, nil
-}
-
-// flowPacket returns the first packet of a connection, after the NAT of its destination.
-func flowPacket(f *netlink.ConntrackFlow) policy.Packet {
-	src, _ := netip.AddrFromSlice(f.Forward.SrcIP)
-	dst, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
-	return policy.Packet{
-		Src: src.Unmap(), Dst: dst.Unmap(), Protocol: policy.Protocol(f.Forward.Protocol), SrcPort: f.Forward.SrcPort, DstPort: f.Reverse.SrcPort,
-	}
 }
 
 // why returns the reason for a verdict in its shortest form.

@@ -82,9 +82,11 @@ type Enforcer struct {
 	compiler *policy.Compiler
 	rules    Rules
 	heard    heard
-	begun    bool   // Ensure was called
-	pending  bool   // the kernel does not have the compiler's last program yet
-	enforced string // the generation of the rules in the kernel
+	begun    bool      // Ensure was called
+	pending  bool      // the kernel does not have the compiler's last program yet
+	enforced string    // the generation of the rules in the kernel
+	snapshot *Snapshot // the last one; nil after a change
+	changes  uint64
 }
 
 // heard is the input that the compiler already has, so that it only gets changes.
@@ -179,6 +181,15 @@ func (e *Enforcer) load() error {
 
 // learn updates the compiler with everything known now. The caller holds the lock.
 func (e *Enforcer) learn() {
+	before := e.pending
+	e.pending = false
+	defer func() {
+		if e.pending {
+			e.snapshot = nil
+			e.changes++
+		}
+		e.pending = e.pending || before
+	}()
 	if rules, news := e.cfg.Source.Read(e.rules.Generation); news {
 		e.rules = rules
 		e.compiler.SetPolicies(rules.Policies, rules.Namespaces)
@@ -191,14 +202,18 @@ func (e *Enforcer) learn() {
 type Snapshot struct {
 	Policies []policy.Policy
 	World    policy.World
+	Version  uint64 // differs from that of a snapshot with other policies or endpoints
 }
 
-// Snapshot returns what this host knows now.
+// Snapshot returns what this host knows now. It must not be changed: until something changes, all
+// callers get the same.
 func (e *Enforcer) Snapshot() Snapshot {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.learn()
-	return Snapshot{e.rules.Policies, e.compiler.World()}
+	if e.learn(); e.snapshot == nil {
+		e.snapshot = &Snapshot{e.rules.Policies, e.compiler.World(), e.changes}
+	}
+	return *e.snapshot
 }
 
 // IsLocal reports whether an endpoint on this host has an address.

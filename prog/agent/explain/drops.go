@@ -18,8 +18,12 @@ import (
 const mostDrops = 256
 
 // Drops holds the packets that policies dropped last. Packets that differ only in their client port are
-// counted together. The zero value is empty and ready to use.
+// counted together. The zero value is empty and ready to use. It alone reads the kernel's log.
 type Drops struct {
+	// Heard, unless nil, is called with each packet, after source and destination of a reply were swapped.
+	// It must not be changed once Run was called.
+	Heard func(nft.Logged, time.Time)
+
 	mu   sync.Mutex
 	last map[dropKey]*dropCount
 }
@@ -44,6 +48,10 @@ func (d *Drops) note(l nft.Logged, now time.Time) {
 	p := l.Packet
 	if p.Reply {
 		p.Src, p.Dst, p.SrcPort, p.DstPort, p.Reply = p.Dst, p.Src, p.DstPort, p.SrcPort, false
+	}
+	if d.Heard != nil {
+		l.Packet = p
+		d.Heard(l, now)
 	}
 	key := dropKey{l.Direction, l.Audit, p.Src, p.Dst, p.Protocol, p.DstPort}
 	d.mu.Lock()

@@ -82,7 +82,7 @@ func (x *Explainer) evaluate(k enforce.Snapshot, q question) reply {
 	if d == policy.Ingress {
 		own, decision = q.Dst, v.Ingress
 	}
-	out := reply{Decision: describe(decision), Exempt: v.Exempt}
+	out := reply{Decision: Describe(decision), Exempt: v.Exempt}
 	switch {
 	case v.Exempt != "":
 		out.Decision.Unasked = "policies do not apply"
@@ -122,7 +122,8 @@ func (x *Explainer) MarkOwnHost(p *policy.Packet) {
 	p.ToOwnHost = own(p.Dst) && x.cfg.Policies.IsLocal(p.Src) && x.exempts(*p)
 }
 
-func describe(d policy.Decision) api.Decision {
+// Describe returns a decision as output has it.
+func Describe(d policy.Decision) api.Decision {
 	out := api.Decision{Endpoint: d.Endpoint, Policies: d.Policies, Allowed: d.Allowed}
 	reason := func(r policy.Reason) api.Reason {
 		out := api.Reason{Policy: r.Policy, Text: r.Text}
@@ -138,7 +139,7 @@ func describe(d policy.Decision) api.Decision {
 		out.Misses = append(out.Misses, reason(m))
 	}
 	if d.Tried != nil {
-		out.Audit = new(describe(*d.Tried))
+		out.Audit = new(Describe(*d.Tried))
 	}
 	return out
 }

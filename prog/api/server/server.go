@@ -36,6 +36,7 @@ type Agent interface {
 	Tokens(context.Context) ([]api.Token, error)
 	RevokeToken(context.Context, api.RevokeRequest) (api.RevokeReply, error)
 	Usage(context.Context) (map[string]api.Usage, error)
+	Flows(context.Context, api.FlowsRequest) (api.FlowsReply, error)
 	Policies
 	Network
 }
@@ -63,6 +64,7 @@ func Handler(a Agent) http.Handler {
 	write(mux, api.PathAddName, quiet(a.AddName))
 	write(mux, api.PathDropName, quiet(a.RemoveName))
 	write(mux, api.PathLookup, a.Lookup)
+	write(mux, api.PathFlows, a.Flows)
 	AddPolicies(mux, a)
 	addNetwork(mux, a)
 	return mux

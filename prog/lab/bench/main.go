@@ -40,6 +40,7 @@ var benchmarks = []struct {
 	{"directory", directoryBench},
 	{"dns", dnsBench},
 	{"policy", policyBench},
+	{"flows", flowsBench},
 	{"kubernetes", kubernetes},
 }
 
@@ -53,6 +54,7 @@ var helpers = map[string]func(context.Context, []string) error{
 	"fetch":           fetch,
 	"echo":            echo,
 	"volley":          volley,
+	"connections":     connections,
 	"round-trips":     roundTripHelper,
 }
 

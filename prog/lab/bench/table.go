@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -69,15 +70,23 @@ func (c comparison) budget() string {
 	case c.limit > 0:
 		return limited(c.ours, c.limit)
 	case c.atLeast > 0 && r < c.atLeast:
-		return fmt.Sprintf("≥ %.1fx: **missed**", c.atLeast)
+		return fmt.Sprintf("≥ %sx: **missed**", factor(c.atLeast))
 	case c.atLeast > 0:
-		return fmt.Sprintf("≥ %.1fx: kept", c.atLeast)
+		return fmt.Sprintf("≥ %sx: kept", factor(c.atLeast))
 	case c.atMost > 0 && r > c.atMost:
 		return fmt.Sprintf("≤ %.1fx: **missed**", c.atMost)
 	case c.atMost > 0:
 		return fmt.Sprintf("≤ %.1fx: kept", c.atMost)
 	}
 	return "–"
+}
+
+// factor formats a budget with one digit after the point, or as many as it has.
+func factor(f float64) string {
+	if text := strconv.FormatFloat(f, 'f', -1, 64); strings.Contains(text, ".") {
+		return text
+	}
+	return fmt.Sprintf("%.1f", f)
 }
 
 func printComparisons(w io.Writer, title, unit, theirs string, rows ...comparison) {

@@ -1,4 +1,4 @@
-package agent
+package statedir
 
 import (
 	"errors"
@@ -37,13 +37,13 @@ func TestResetRestoresSysctlsThatNobodyElseChanged(t *testing.T) {
 		if err != nil || len(changed) < 2 || value(four) != "1" || value(six) != "1" {
 			t.Fatal(changed, err)
 		}
-		if kept := restoreSysctls(changed); len(kept) > 0 || value(four) != "0" || value(six) != "0" {
+		if kept := RestoreSysctls(changed); len(kept) > 0 || value(four) != "0" || value(six) != "0" {
 			t.Errorf("sysctls not restored: %v, want none; values %s and %s, want 0", kept, value(four), value(six))
 		}
 		if err := link.Sysctl("1", four); err != nil {
 			t.Fatal(err)
 		}
-		if restoreSysctls([]state.Sysctl{{Name: four, Was: "0", Set: "2"}}); value(four) != "1" {
+		if RestoreSysctls([]state.Sysctl{{Name: four, Was: "0", Set: "2"}}); value(four) != "1" {
 			t.Error("a sysctl that another program set was changed, want it kept")
 		}
 	})
