@@ -22,6 +22,7 @@ import (
 	"weft/prog/agent/flowview"
 	"weft/prog/agent/founding"
 	"weft/prog/agent/links"
+	"weft/prog/agent/matrix"
 	"weft/prog/agent/measure"
 	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
@@ -82,6 +83,7 @@ type parts struct {
 	status     *status.Reporter
 	network    *network.Overview
 	check      *check.Checker
+	matrix     *matrix.Matrix
 	bundle     *bundle.Collector
 	control    *control.Server
 }
@@ -261,7 +263,8 @@ func (r *run) wireQueries(h host, p *parts) {
 		Sources: p.sources(h),
 	})
 	p.network = network.New(network.Config{Self: t.Self, Mesh: p.mesh, View: seen, Reporter: p.status, Know: p.enforce.Snapshot})
-	p.check = check.New(check.Config{Self: t.Self, Mesh: p.mesh, View: seen, Report: p.status.Report, StateDir: o.StateDir})
+	p.matrix = matrix.New(matrix.Config{Self: t.Self, Mesh: p.mesh, View: seen, Endpoints: p.attached, Program: []string{"/proc/self/exe", "check-endpoint"}, Log: log})
+	p.check = check.New(check.Config{Self: t.Self, Mesh: p.mesh, View: seen, Report: p.status.Report, StateDir: o.StateDir, Containers: p.matrix.Test})
 	p.bundle = bundle.New(bundle.Config{
 		Self: t.Self, Mesh: p.mesh, Report: p.status.Report, Logs: o.Recent.Logs, Policies: p.policies.Policies, Rules: p.router.Rules, Find: p.network.Find,
 	})

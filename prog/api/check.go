@@ -56,6 +56,8 @@ type Check struct {
 // CheckRequest says what to check.
 type CheckRequest struct {
 	AllHosts bool `json:"allHosts,omitempty"`
+	// Containers also tests whether containers of all hosts reach each other. It implies AllHosts.
+	Containers bool `json:"containers,omitempty"`
 }
 
 // CheckReply has the checks of each host.

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
+	"weft/prog/agent/matrix"
 	"weft/prog/api"
 	"weft/prog/words"
 )
@@ -15,19 +17,21 @@ import (
 var errFailed = errors.New("a check failed")
 
 func (a *app) check() *cobra.Command {
-	var all bool
+	var all, containers bool
 	cmd := &cobra.Command{
-		Use: "check [--all-hosts]", Short: "check whether this host and its network work", Args: cobra.NoArgs,
+		Use: "check [--all-hosts] [--containers]", Short: "check whether this host and its network work", Args: cobra.NoArgs,
 		Long: `Checks this host: whether it is ready, its tunnels, gossip, the MTU, both address families, DNS,
 policies, firewalls of other programs, sysctls, the disk and the CNI files. It sends packets through
 every tunnel. Each line is PASS, WARN (something is wrong, and containers can communicate) or FAIL,
 with what to do.
 
-With --all-hosts every host checks itself, and the hosts are compared. The exit code is 1 if
-a check fails.` + exitHelp,
-		Example: "  weft check\n  weft check --all-hosts\n  weft check --all-hosts --json",
+With --all-hosts every host checks itself, and the hosts are compared. With --containers every
+host also starts a test container for some seconds, and all of these talk to each other.
+
+The exit code is 1 if a check fails.` + exitHelp,
+		Example: "  weft check\n  weft check --all-hosts\n  weft check --containers --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := a.client().Check(cmd.Context(), api.CheckRequest{AllHosts: all})
+			r, err := a.client().Check(cmd.Context(), api.CheckRequest{AllHosts: all, Containers: containers})
 			if err != nil {
 				return err
 			}
@@ -41,7 +45,16 @@ a check fails.` + exitHelp,
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all-hosts", false, "check every host, and compare them")
+	cmd.Flags().BoolVar(&containers, "containers", false, "also start a test container on every host, and have all of these talk to each other")
 	return cmd
+}
+
+// checkEndpoint is the process of a test container, which only the agent starts.
+func (a *app) checkEndpoint() *cobra.Command {
+	return &cobra.Command{
+		Use: "check-endpoint", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return matrix.Child(cmd.Context(), os.Stdin) },
+	}
 }
 
 // printChecks prints each host with its checks, and the sum.

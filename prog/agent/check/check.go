@@ -48,6 +48,8 @@ type Config struct {
 	// Report describes this host.
 	Report   func(context.Context) (api.Report, error)
 	StateDir string
+	// Containers tests whether containers of all hosts reach each other.
+	Containers func(context.Context) []api.Check
 }
 
 // Checker checks this host and, through the mesh, others.
@@ -69,8 +71,9 @@ func (c *Checker) own(ctx context.Context) (api.HostCheck, error) {
 }
 
 // Checks checks this host, or all.
-func (c *Checker) Checks(ctx context.Context, req api.CheckRequest) (out api.CheckReply, err error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+func (c *Checker) Checks(whole context.Context, req api.CheckRequest) (out api.CheckReply, err error) {
+	req.AllHosts = req.AllHosts || req.Containers
+	ctx, cancel := context.WithTimeout(whole, timeout)
 	defer cancel()
 	out.Taken = time.Now()
 	answers := make(chan []api.HostCheck, 1)
@@ -86,6 +89,9 @@ func (c *Checker) Checks(ctx context.Context, req api.CheckRequest) (out api.Che
 	out.Hosts = append([]api.HostCheck{own}, <-answers...)
 	if req.AllHosts {
 		out.Between = between(out.Hosts)
+	}
+	if req.Containers {
+		out.Between = append(out.Between, c.cfg.Containers(whole)...)
 	}
 	out.Result = api.CheckPass
 	for _, h := range out.Hosts {

@@ -180,3 +180,34 @@ func TestBundleHasAllHostsAndNoSecret(t *testing.T) {
 	}
 	says(t, run(t, l, "h1", "weft", "logs", "-n", "1000"), "msg=ready")
 }
+
+// Test containers of all hosts talk to each other, and leave nothing. If one host drops what containers forward, the
+// pairs with it are named.
+func TestCheckOfContainers(t *testing.T) {
+	labtest.Waits(t)
+	labtest.Need(t, "nft", "nftables")
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
+	clean := func() {
+		t.Helper()
+		for _, h := range l.Hosts() {
+			eventually.True(t, 5*time.Second, h+" has only its own container", func() bool {
+				links := strings.Count(run(t, l, h, "ls", "/sys/class/net"), "weft-")
+				return len(report(t, l, h).Endpoints) == 1 && links == 1
+			})
+		}
+	}
+	var r api.CheckReply
+	if !within(20*time.Second, func() bool { r = check(t, l, "h2", "--containers"); return r.Result == api.CheckPass }) {
+		t.Fatalf("weft check --containers says %+v, want PASS", r)
+	}
+	if i := slices.IndexFunc(r.Between, func(c api.Check) bool { return c.Area == api.AreaContainers }); i < 0 || !strings.Contains(r.Between[i].What, "3 hosts") {
+		t.Errorf("between hosts: %+v, want that containers of 3 hosts reach each other", r.Between)
+	}
+	clean()
+	load(t, l, "h3", "table inet firewall {\nchain forward { type filter hook forward priority 0; tcp dport 6790 drop; }\n}\n")
+	r = check(t, l, "h2", "--containers")
+	if !finds(r.Between, api.AreaContainers, "(h1) to ", "(h3)", "(h2) to ") {
+		t.Errorf("between hosts: %+v, want the pairs with h3", r.Between)
+	}
+	clean()
+}
