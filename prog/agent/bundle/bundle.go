@@ -1,5 +1,5 @@
 // Package bundle collects what describes a host for a report of a fault: its own report, log, rules, routes, links and
-// sysctls. It never reads keys, secrets or tokens. A Collector owns nothing and is safe for concurrent use.
+// sysctls. It never reads keys, secrets or tokens. A Collector owns only its last answer to peers, and is safe for concurrent use.
 package bundle
 
 import (
@@ -11,9 +11,11 @@ import (
 	"io"
 	"runtime/pprof"
 	"strings"
+	"time"
 
 	"weft/mesh/peer"
 	"weft/prog/agent/ask"
+	"weft/prog/agent/live"
 	"weft/prog/api"
 	"weft/prog/words"
 )
@@ -22,6 +24,8 @@ import (
 const requestBundle = "bundle/collect"
 
 const (
+	// fresh is how long a peer's answer is used again: peers cannot keep a host busy.
+	fresh = 2 * time.Second
 	// mostReply bounds a compressed reply, so that it also travels over other members.
 	mostReply = 900 << 10
 	// mostFiles and mostPlain bound what a peer sends, once it is not compressed.
@@ -44,10 +48,13 @@ type Config struct {
 }
 
 // Collector collects files of this host and, through the mesh, of others.
-type Collector struct{ cfg Config }
+type Collector struct {
+	cfg  Config
+	last live.Recent[[]byte] // for peers
+}
 
 // New makes a collector.
-func New(cfg Config) *Collector { return &Collector{cfg} }
+func New(cfg Config) *Collector { return &Collector{cfg: cfg} }
 
 // Bundle returns the files of one host.
 func (c *Collector) Bundle(ctx context.Context, req api.HostRequest) (out api.BundleReply, err error) {
@@ -102,7 +109,12 @@ func text(v any, err error) string {
 // Handlers answer other peers, by the kind of request.
 func (c *Collector) Handlers() map[string]func(context.Context, peer.ID, []byte) ([]byte, error) {
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
-		requestBundle: func(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) { return pack(c.files(ctx)) },
+		requestBundle: func(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) {
+			return c.last.Get(func() ([]byte, time.Duration, error) {
+				data, err := pack(c.files(context.WithoutCancel(ctx))) // several peers wait for the same files
+				return data, fresh, err
+			})
+		},
 	}
 }
 

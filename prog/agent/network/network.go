@@ -54,6 +54,7 @@ type Overview struct {
 	cfg Config
 
 	summary live.Recent[api.Host]
+	report  live.Recent[[]byte]
 	all     live.Recent[api.Network]
 }
 
@@ -160,11 +161,14 @@ func (n *Overview) Handlers() map[string]func(context.Context, peer.ID, []byte) 
 			return json.Marshal(h)
 		},
 		requestReport: func(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) {
-			r, err := n.cfg.Reporter.Report(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return json.Marshal(r)
+			return n.report.Get(func() ([]byte, time.Duration, error) {
+				r, err := n.cfg.Reporter.Report(context.WithoutCancel(ctx)) // several peers wait for the same answer
+				if err != nil {
+					return nil, 0, err
+				}
+				data, err := json.Marshal(r)
+				return data, fresh, err
+			})
 		},
 	}
 }
