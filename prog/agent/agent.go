@@ -280,11 +280,18 @@ func (r *run) wireQueries(h host, p *parts) {
 // sources lists the components that report problems.
 func (p *parts) sources(h host) []status.Source {
 	return []status.Source{
-		{Area: api.AreaMembers, Of: status.Any(p.membership.Problems)}, {Area: api.AreaFirewall, Of: status.Any(p.datapath.Problems)},
-		{Area: api.AreaTunnels, Of: status.Any(p.measure.Problems)}, {Area: api.AreaEndpoints, Of: status.Any(p.attached.Problems)},
-		{Area: api.AreaEndpoints, Of: status.Any(p.unattached.Problems)}, {Area: api.AreaDNS, Of: status.Any(p.names.Problems)},
-		{Area: api.AreaPolicies, Of: status.Any(p.enforce.Problems)}, {Area: api.AreaKubernetes, Of: status.Any(h.problems)},
-		{Area: api.AreaTunnels, Of: p.paths.Problems}, {Area: api.AreaTunnels, Of: p.relays.Problems}, {Area: api.AreaAddresses, Of: p.view.Problems},
-		{Area: api.AreaCNI, Of: status.Any(p.cni.Problems)}, {Area: api.AreaFlows, Of: status.Any(p.flows.Problems)},
+		{Area: api.AreaMembers, Of: status.Any(p.membership.Problems)},
+		{Area: api.AreaFirewall, Of: status.Any(p.datapath.Problems)},
+		{Area: api.AreaTunnels, Of: status.Any(p.measure.Problems)},
+		{Area: api.AreaEndpoints, Of: status.Any(p.attached.Problems)},
+		{Area: api.AreaEndpoints, Of: status.Any(p.unattached.Problems)},
+		{Area: api.AreaDNS, Of: status.Any(p.names.Problems)},
+		{Area: api.AreaPolicies, Of: status.Any(p.enforce.Problems)},
+		{Area: api.AreaKubernetes, Of: status.Any(h.problems)},
+		{Area: api.AreaTunnels, Of: p.paths.Problems},
+		{Area: api.AreaTunnels, Of: p.relays.Problems},
+		{Area: api.AreaAddresses, Of: p.view.Problems},
+		{Area: api.AreaCNI, Of: status.Any(p.cni.Problems)},
+		{Area: api.AreaFlows, Of: status.Any(p.flows.Problems)},
 	}
 }

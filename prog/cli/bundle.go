@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -94,9 +95,7 @@ func (a *app) askForFiles(ctx context.Context) (files map[string]string, done bu
 		done.Hosts = 1
 		fmt.Fprintln(a.err, "weft:", err)
 		files["error.txt"] = err.Error() + "\n"
-		for name, content := range bundle.System() {
-			files[name] = content
-		}
+		maps.Copy(files, bundle.System())
 		files[agentLog] = tail(filepath.Join(config.DefaultStateDir, agentLog))
 		return files, done
 	}
