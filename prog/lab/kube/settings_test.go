@@ -23,7 +23,7 @@ func settings(t *testing.T) {
 		return nil
 	})
 	mayReach(t, "server-"+node, "server-node2", true)
-	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380","WEFT_CNI_CHAIN":"portmap,bandwidth"}}`)
+	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380","WEFT_CNI_CHAIN":"portmap,bandwidth","WEFT_METRICS_ADDR":":6788"}}`)
 	kubectl(t, "-n", "weft", "delete", agent()) // delete the pod without force: it may already run with the new settings
 	eventually(t, time.Minute, "the MTU and the plugins of the settings", func() error {
 		out, err := weft(t, node, "report", "-f", "{{.router.mtu}} {{.cni.plugins}} {{.ready}}")
@@ -33,7 +33,21 @@ func settings(t *testing.T) {
 		return err
 	})
 	bandwidth(t, node)
+	metrics(t, node)
 	kubectl(t, "-n", "weft", "delete", "configmap", "weft")
+}
+
+// metrics asserts that a pod reads a node's metrics at the address for metrics, and nothing else there.
+func metrics(t *testing.T, node string) {
+	t.Helper()
+	addr := kubectl(t, "get", "node", node, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+	addr, _, _ = strings.Cut(addr, " ") // a node has an address of each family
+	if out, err := get(t, "server-node2", url(addr, 6788, "/metrics")); err != nil || !strings.Contains(out, "\nweft_ready 1\n") {
+		t.Errorf("the metrics of %s at %s: error %v, %d bytes; want weft_ready 1 in them", node, addr, err, len(out))
+	}
+	if out, err := get(t, "server-node2", url(addr, 6788, "/status")); err == nil {
+		t.Errorf("the address for metrics of %s also serves the status: %.100s", node, out)
+	}
 }
 
 // bandwidth asserts that the limits of a pod's annotations are set on its link and removed with it.

@@ -338,6 +338,15 @@ func plugin(t *testing.T) {
 	if out := ask("report", "server-node1", "--context=lab", "-n", "default"); !strings.Contains(out, `"ready": true`) {
 		t.Errorf("report with flags of kubectl lacks \"ready\": true, want it:\n%s", out)
 	}
+	if out := ask("check"); !strings.Contains(out, "3 hosts answered") || !strings.Contains(out, " 0 failed") {
+		t.Errorf("check of all nodes, want that 3 hosts answered and nothing failed:\n%s", out)
+	}
+	if out := ask("flows", "--to", "default/server-node2", "--verdict", "denied"); !strings.Contains(out, "default/friends") {
+		t.Errorf("the denied flows lack the policy default/friends, want it:\n%s", out)
+	}
+	if out := ask("flows", "server-node1", "--from", "default/"); !strings.Contains(out, "default/server-node1") {
+		t.Errorf("the flows lack those from server-node1, want them:\n%s", out)
+	}
 	for args, want := range map[string]string{ // these cases need the real kubectl; prog/cli tests all others with a fake
 		"status --context=none":     `context "none" does not exist`,
 		"report nothing":            "there is no pod default/nothing, and no node nothing",
