@@ -165,7 +165,8 @@ export function actions(app) {
 		},
 		matrixAll: () => open(app, null),
 		matrixCell: (arg) => {
-			const [i, j] = arg.split(' ').map(Number), row = s.matrix.rows[i], column = s.matrix.columns[j];
+			const [i, j] = arg.split(' ').map(Number), row = s.matrix?.rows?.[i], column = s.matrix?.columns?.[j];
+			if (!row || !column) return; // another matrix is on its way
 			s.cell = [i, j];
 			if (!s.pair) { open(app, { from: row.name, to: column.name }); return; }
 			const from = row.examples?.length ? row.examples : [row.name], to = column.examples?.length ? column.examples : [column.name];
@@ -176,7 +177,7 @@ export function actions(app) {
 		pickEnd: (field, event) => set({ [field]: event.target.value }),
 		matrixKeys: (_, event) => {
 			const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
-			if (!step) return;
+			if (!step || !s.matrix) return;
 			event.preventDefault();
 			s.cell = [Math.min(s.matrix.rows.length - 1, Math.max(0, s.cell[0] + step[0])), Math.min(s.matrix.columns.length - 1, Math.max(0, s.cell[1] + step[1]))];
 			app.show();

@@ -7,11 +7,11 @@ import { badge, choice, empty, fact, hostLink, memo, table } from './parts.js';
 export const title = 'Addresses';
 export const initial = () => ({ owner: null, ringOrder: 'share' });
 
-const height = 44, gap = 10;
+const height = 52, gap = 8;
 
 // hue gives each owner a colour far from its neighbours'. Colours alone mean nothing: names are written in the band
 // and in the table.
-const hue = (i) => Math.round((i * 137.508) % 360);
+const hue = (i) => Math.round((195 + i * 137.508) % 360);
 
 export function render(s) {
 	const ring = s.network.ring ?? {}, owners = ring.owners ?? [];
@@ -69,7 +69,7 @@ function ownerTable(s, ring, owners) {
 	else rows.sort((a, b) => (a.nickname ?? a.peer).localeCompare(b.nickname ?? b.peer, 'en', { numeric: true }));
 	const used = (o) => o.usage?.active ?? o.host?.active, free = (o) => o.usage?.free ?? o.host?.free;
 	return table({
-		name: 'owners', label: 'Owners of the addresses', state: s, rows, keyOf: (o) => o.peer, click: 'owner', selected: s.owner,
+		name: 'owners', label: 'Owners of the addresses', compact: true, state: s, rows, keyOf: (o) => o.peer, click: 'owner', selected: s.owner,
 		columns: [['Host', 'grow'], ['Share', 'grow'], ['Owns', 'right'], ['In use', 'right'], ['Free', 'right'], ['Ranges', 'right'], ['State', 'grow']],
 		cells: (o) => [
 			[h('span', { class: `swatch${o.reachable ? '' : ' hatched'}`, style: { '--hue': hue(o.i) } }), h('span', {}, o.nickname || o.peer)],

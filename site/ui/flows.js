@@ -10,7 +10,7 @@ const nothing = () => ({ known: new Map(), list: [], after: null, hosts: [], fau
 export const initial = () => ({ flowFilter: { from: '', to: '', port: '', verdict: '' }, flowQuery: '', flows: nothing(), flow: null, paused: null });
 
 const keep = 5000, first = 500;
-const verdicts = { allowed: ['ok', 'allowed'], denied: ['bad', 'denied'], audit: ['warn', 'audit: passes'] };
+const verdicts = { allowed: ['ok', 'allowed'], denied: ['bad', 'denied'], audit: ['warn', 'audit'] };
 const verdictOf = (f) => verdicts[f.verdict] ?? ['idle', f.verdict];
 
 export function render(s) {

@@ -6,7 +6,7 @@ import { badge, empty, hostLink, icon, prose } from './parts.js';
 import { stateBadge } from './mesh.js';
 
 export const title = 'Health';
-const rank = { bad: 0, warn: 1, idle: 2, ok: 3 };
+export const rank = { bad: 0, warn: 1, idle: 2, ok: 3 };
 
 export function render(s) {
 	const { hosts, links, totals } = s.model;
@@ -44,7 +44,7 @@ function hostCard(s, x) {
 export function problem(p, i) {
 	return h('article', { class: 'problem', 'data-key': `problem ${i} ${p.reason}` },
 		h('p', { class: 'what' }, icon('warn', 14), h('strong', {}, prose(p.what))),
-		p.effect ? h('p', {}, prose(p.effect)) : null,
+		p.effect ? h('p', { class: 'effect' }, h('span', { class: 'effectword' }, 'Effect'), h('span', {}, prose(p.effect))) : null,
 		p.fix ? h('p', { class: 'fix' }, h('span', { class: 'fixword' }, 'Fix'), h('span', {}, prose(p.fix))) : null);
 }
 

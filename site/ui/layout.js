@@ -4,7 +4,7 @@
 // place puts n hosts into a picture: one ellipse for up to 28 hosts, nested ellipses for more.
 export function place(n, width, height) {
 	const cx = width / 2, cy = height / 2;
-	const rx = Math.max(60, width / 2 - (n > 28 ? 40 : 90)), ry = Math.max(60, height / 2 - (n > 28 ? 40 : 70));
+	const rx = Math.max(60, width / 2 - (n > 28 ? 40 : 90)), ry = Math.max(60, height / 2 - (n > 28 ? 34 : 84));
 	if (n === 0) return [];
 	if (n === 1) return [{ x: cx, y: cy }];
 	const at = (f, shrink, turn) => ({ x: cx + rx * shrink * Math.sin(turn + f * 2 * Math.PI), y: cy - ry * shrink * Math.cos(turn + f * 2 * Math.PI) });
@@ -45,30 +45,29 @@ export function curve(p, q, middle) {
 
 function control(p, q, middle) {
 	const mx = (p.x + q.x) / 2, my = (p.y + q.y) / 2;
-	return { x: mx + (middle.x - mx) * 0.22, y: my + (middle.y - my) * 0.22 };
+	return { x: mx + (middle.x - mx) * 0.12, y: my + (middle.y - my) * 0.12 };
 }
 
-// through is the path of a relayed link: it passes beside each relay, so that the relay's own links stay visible.
-export function through(points, room) {
-	let d = `M${r1(points[0].x)} ${r1(points[0].y)}`;
+// through is the path of a relayed link from end to end by way of its relays. Each part bends to the side of the
+// direct line between the ends, so that the relay's own links stay visible.
+export function through(points) {
+	const first = points[0], last = points.at(-1);
+	const middle = { x: (first.x + last.x) / 2, y: (first.y + last.y) / 2 };
+	let d = `M${r1(first.x)} ${r1(first.y)}`;
 	for (let i = 1; i < points.length; i++) {
 		const p = points[i - 1], q = points[i];
 		const dx = q.x - p.x, dy = q.y - p.y, len = Math.hypot(dx, dy) || 1;
-		const bend = Math.min(room, len / 4);
-		d += `Q${r1((p.x + q.x) / 2 - (dy / len) * bend)} ${r1((p.y + q.y) / 2 + (dx / len) * bend)} ${r1(q.x)} ${r1(q.y)}`;
+		const mx = (p.x + q.x) / 2, my = (p.y + q.y) / 2;
+		const side = dx * (middle.y - p.y) - dy * (middle.x - p.x) < 0 ? 1 : -1; // which side of the part the middle is on
+		const bend = side * Math.min(96, len / 3);
+		d += `Q${r1(mx + (dy / len) * bend)} ${r1(my - (dx / len) * bend)} ${r1(q.x)} ${r1(q.y)}`;
 	}
 	return d;
 }
 
-// label is the point of a link at which its text is drawn.
-export function label(points, middle, room) {
-	if (points.length > 2) {
-		const p = points[0], q = points[1];
-		const dx = q.x - p.x, dy = q.y - p.y, len = Math.hypot(dx, dy) || 1;
-		const bend = Math.min(room, len / 4) / 2 + 4;
-		return { x: (p.x + q.x) / 2 - (dy / len) * bend, y: (p.y + q.y) / 2 + (dx / len) * bend };
-	}
-	const [p, q] = points, c = control(p, q, middle);
+// label is the point of the line between two ends at which its text is drawn.
+export function label(p, q, middle) {
+	const c = control(p, q, middle);
 	return { x: (p.x + 2 * c.x + q.x) / 4, y: (p.y + 2 * c.y + q.y) / 4 };
 }
 

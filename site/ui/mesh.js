@@ -1,6 +1,6 @@
 // The mesh: hosts and tunnels as a graph, or as a table, with a panel about what is selected.
 import { h } from './dom.js';
-import { count, percent, rate, roundTrip } from './format.js';
+import { count, number, percent, rate, roundTrip } from './format.js';
 import { curve, label, place, radius, strokeWidth, through } from './layout.js';
 import { condition, nameOf, sentence, shown, stateOf } from './model.js';
 import { badge, choice, empty, iconButton, searchField, table } from './parts.js';
@@ -9,7 +9,7 @@ import { allLinks, panel } from './panel.js';
 export const title = 'Mesh';
 export const initial = () => ({ meshAs: 'graph', meshQuery: '', selected: null, report: null, zoom: { k: 1, x: 0, y: 0 }, cursor: '' });
 
-const most = 700; // direct links in one picture
+const most = 400; // direct links in one picture
 const legend = [['direct', 'direct'], ['relayed', 'relayed'], ['pending', 'not measured'], ['bad', 'one way, blocked, silent or failed']];
 
 export function render(s) {
@@ -26,7 +26,7 @@ export function render(s) {
 }
 
 function summary(t) {
-	const parts = [`${count(t.tunnels, 'tunnel')}: ${t.direct} direct`];
+	const parts = [`${count(t.tunnels, 'tunnel')}: ${number(t.direct)} direct`];
 	for (const [name, many] of Object.entries(t.abnormal)) parts.push(`${many} ${stateOf(name).text}`);
 	return parts.join(', ');
 }
@@ -50,19 +50,19 @@ function graph(s) {
 	const { width, height } = s.size.mesh, m = s.model, n = m.hosts.length;
 	const points = new Map(place(n, width, height - 30).map((p, i) => [m.hosts[i].peer, p]));
 	const middle = { x: width / 2, y: height / 2 };
-	const links = shown(allLinks(s), s.selected?.host, most);
+	const links = shown(allLinks(s), s.selected?.host, most).sort((x, y) => stateOf(x.state).rank - stateOf(y.state).rank); // faults are drawn last, above the others
 	const few = links.length <= 15;
 	const focused = s.cursor && m.byId.has(s.cursor) ? s.cursor : m.hosts[0]?.peer;
 	return h('section', { class: 'graph card', 'aria-label': 'Graph of hosts and tunnels', 'data-key': 'graph' },
 		h('div', { class: 'canvas', 'data-size': 'mesh' },
 			h('svg:svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'group', 'aria-label': 'Hosts: the arrow keys move, Enter opens one. The table has all tunnels.', 'data-keys': 'meshKeys', 'data-wheel': 'meshWheel', 'data-drag': 'meshDrag', class: `${n > 28 ? 'many' : 'few'}${s.selected ? ' picked' : ''}` },
 				h('svg:g', { id: 'zoomed', transform: transform(s.zoom) },
-					h('svg:g', { class: 'links', 'aria-hidden': 'true' }, links.map((l) => drawLink(s, l, points, middle, links.length))),
+					h('svg:g', { class: 'links', 'aria-hidden': 'true' }, links.map((l) => drawLink(s, l, points, middle, links.length, n))),
 					h('svg:g', { class: 'labels', 'aria-hidden': 'true' }, links.filter((l) => few || l.id === s.selected?.link).map((l) => drawLabel(s, l, points, middle))),
-					h('svg:g', { class: 'hosts' }, m.hosts.map((host) => drawHost(s, host, points.get(host.peer), n, host.peer === focused))))),
+					h('svg:g', { class: 'hosts' }, m.hosts.map((host) => drawHost(s, host, points.get(host.peer), n, host.peer === focused, middle))))),
 			h('div', { class: 'zoombuttons' }, iconButton('plus', 'Larger', 'meshZoom', '1.3'), iconButton('minus', 'Smaller', 'meshZoom', '0.77'), iconButton('fit', 'Whole mesh', 'meshFit'))),
 		h('div', { class: 'legend' }, h('ul', { 'aria-label': 'Lines' }, legend.map(([kind, text]) => h('li', {}, h('svg:svg', { width: 34, height: 12, 'aria-hidden': 'true' }, h('svg:path', { d: 'M1 6H33', class: `link ${kind}`, 'stroke-width': 2.5 }), kind === 'bad' ? h('svg:path', { d: 'M13.5 2.5l7 7m0-7l-7 7', class: 'cross' }) : null), text))),
-			h('span', { class: 'quiet' }, m.totals.tunnels > links.length ? `${links.length} of ${count(m.totals.tunnels, 'tunnel')}: faults, the busiest, and those of the selected host` : 'wider: more traffic')));
+			h('span', { class: 'quiet' }, m.totals.tunnels > links.length ? `${number(links.length)} of ${count(m.totals.tunnels, 'tunnel')}: faults, the busiest, and those of the selected host` : 'wider: more traffic')));
 }
 
 const transform = (z) => `translate(${z.x} ${z.y}) scale(${z.k})`;
@@ -73,20 +73,20 @@ function route(l, points) {
 	return [points.get(l.a), ...via, points.get(l.b)];
 }
 
-function drawLink(s, l, points, middle, many) {
+function drawLink(s, l, points, middle, many, n) {
 	const stops = route(l, points), kind = stateOf(l.state).kind, near = s.selected && (s.selected.link === l.id || s.selected.host === l.a || s.selected.host === l.b);
-	const d = stops.length > 2 ? through(stops, 46) : curve(stops[0], stops[1], middle);
-	const width = strokeWidth(l.sent + l.received);
-	const at = label(stops, middle, 46);
+	const straight = curve(stops[0], stops.at(-1), middle), d = stops.length > 2 ? through(stops) : straight;
+	const width = strokeWidth(l.sent + l.received) / (n > 28 ? 2.4 : 1), at = label(stops[0], stops.at(-1), middle);
 	return h('svg:g', { class: `linkgroup${near ? ' near' : ''}${s.selected?.link === l.id ? ' chosen' : ''}`, 'data-key': l.id, 'data-click': 'selectLink', 'data-arg': l.id, 'data-tip': sentence(s.model, l), 'data-state': l.state },
+		stops.length > 2 && many <= 40 ? h('svg:path', { d: straight, class: 'ghost' }) : null,
 		h('svg:path', { d, class: `link ${kind === 'bad' ? 'bad' : l.state}`, 'stroke-width': width }),
-		many <= 40 && l.sent + l.received > 2000 && kind !== 'bad' ? h('svg:path', { d, class: `stream${l.received > l.sent ? ' back' : ''}` }) : null,
+		many <= 40 && l.sent + l.received > 2000 && l.state === 'direct' ? h('svg:path', { d, class: `stream${l.received > l.sent ? ' back' : ''}` }) : null,
 		many <= 800 ? h('svg:path', { d, class: 'hit' }) : null,
 		kind === 'bad' ? h('svg:path', { d: `M${at.x - 6} ${at.y - 6}l12 12m0-12l-12 12`, class: 'cross' }) : null);
 }
 
 function drawLabel(s, l, points, middle) {
-	const at = label(route(l, points), middle, 46), kind = stateOf(l.state).kind;
+	const at = label(points.get(l.a), points.get(l.b), middle), kind = stateOf(l.state).kind;
 	const lines = l.state === 'direct' ? [] : [stateOf(l.state).text + (l.via.length ? ` through ${l.via.map((v) => nameOf(s.model, v)).join(', ')}` : '')];
 	if (kind !== 'bad') lines.push(`${roundTrip(l.roundTrip)} · ${rate(l.sent + l.received)}`);
 	const width = Math.max(...lines.map((t) => t.length)) * 6.5 + 18, height = lines.length * 16 + 8;
@@ -96,7 +96,8 @@ function drawLabel(s, l, points, middle) {
 		lines.map((t, i) => h('svg:text', { y: (i - (lines.length - 1) / 2) * 16 + 4, class: i === 0 && lines.length > 1 ? 'strong' : '' }, t)));
 }
 
-function drawHost(s, host, p, n, focused) {
+function drawHost(s, host, p, n, focused, middle) {
+	const above = p.y < middle.y - 40;
 	const c = condition(host), r = radius(n), on = s.selected?.host === host.peer, hit = s.meshQuery && found(s, host);
 	const named = n <= 60 || s.zoom.k >= 2 || on || hit || s.cursor === host.peer || (c.kind === 'bad' && n <= 200);
 	const text = `${host.nickname}${host.self ? ', the host of this page' : ''}: ${c.text}, ${count(host.endpoints ?? 0, 'endpoint')}, ${count(host.direct ?? 0, 'direct tunnel')}`;
@@ -108,8 +109,8 @@ function drawHost(s, host, p, n, focused) {
 	h('svg:circle', { r, class: 'disc' }),
 	n <= 28 ? h('svg:text', { class: 'inside', y: r > 20 ? 5 : 4 }, String(host.endpoints ?? 0)) : null,
 	c.kind === 'ok' || (c.kind === 'idle' && n > 80) ? null : mark(c.kind, r),
-	named ? h('svg:text', { class: 'name', y: r + 18 }, host.nickname) : null,
-	named && n <= 8 ? h('svg:text', { class: 'sub', y: r + 34 }, host.self ? `this host · ${c.text}` : c.text) : null);
+	named ? h('svg:text', { class: 'name', y: above ? -r - (n <= 8 ? 28 : 11) : r + (n > 28 ? 16 : 22) }, host.nickname) : null,
+	named && n <= 8 ? h('svg:text', { class: 'sub', y: above ? -r - 12 : r + 38 }, host.self ? `this host · ${c.text}` : c.text) : null);
 }
 
 function mark(kind, r) {

@@ -3,7 +3,7 @@ import { h } from './dom.js';
 import { bytes, count, number, percent, rate, roundTrip } from './format.js';
 import { condition, join, linkId, nameOf, stateOf } from './model.js';
 import { badge, empty, fact, hostLink, iconButton } from './parts.js';
-import { problem } from './health.js';
+import { problem, rank } from './health.js';
 import { stateBadge } from './mesh.js';
 
 // allLinks has the links of the picture, and those that only the report of the selected host has.
@@ -22,16 +22,27 @@ export function panel(s) {
 	const link = s.selected?.link && allLinks(s).find((l) => l.id === s.selected.link);
 	if (host) return frame(host.nickname, hostPanel(s, host));
 	if (link) return frame(`${nameOf(s.model, link.a)} – ${nameOf(s.model, link.b)}`, linkPanel(s, link));
-	return h('aside', { class: 'panel card', 'aria-label': 'Hosts', 'data-key': 'hosts' }, h('h2', {}, 'Hosts'), hostList(s));
+	return h('aside', { class: 'panel card', 'aria-label': 'Hosts', 'data-key': 'hosts' }, overview(s), h('h2', {}, 'Hosts'), hostList(s));
 }
 
 const frame = (title, body) => h('aside', { class: 'panel card', 'aria-label': title, 'data-key': `panel ${title}` },
 	h('header', {}, h('h2', {}, title), iconButton('close', 'Close', 'closePanel')), body);
 
+function overview(s) {
+	const t = s.model.totals, self = s.model.hosts.find((x) => x.self);
+	return h('dl', { class: 'facts' },
+		s.network.cluster ? fact('Cluster', h('code', {}, s.network.cluster)) : null,
+		self ? fact('Seen from', hostLink(self.peer, self.nickname)) : null,
+		fact('Answering', `${t.answering} of ${count(t.hosts, 'host')}`),
+		fact('Traffic', rate(s.model.links.reduce((n, l) => n + l.sent + l.received, 0))),
+		fact('Dropped', `${count(t.dropped, 'packet')} by policies`));
+}
+
 function hostList(s) {
 	const q = s.meshQuery.toLowerCase().trim();
 	const hosts = s.model.hosts.filter((x) => `${x.nickname} ${x.peer} ${(x.underlay ?? []).join(' ')}`.toLowerCase().includes(q));
 	if (hosts.length === 0) return empty('No host matches.');
+	hosts.sort((a, b) => rank[condition(a).kind] - rank[condition(b).kind]); // the order of names stays within one rank
 	return h('ul', { class: 'hostlist' }, hosts.slice(0, 200).map((x) => h('li', { 'data-key': x.peer }, hostLink(x.peer, x.nickname), badge(condition(x).kind, condition(x).text))),
 		hosts.length > 200 ? h('li', { class: 'quiet' }, `and ${count(hosts.length - 200, 'more host')}: search for one`) : null);
 }

@@ -60,7 +60,7 @@ const rowHeight = 40;
 
 // table shows rows of any number: only those in sight exist as elements. columns are [title, class]; cell gives the
 // cells of a row. state.scroll has the position of each table by its name.
-export function table({ name, label, columns, rows, cells, state, click, keyOf, rowClass, selected, note }) {
+export function table({ name, label, columns, rows, cells, state, click, keyOf, rowClass, selected, note, compact }) {
 	const top = state.scroll[name] ?? 0, height = state.room[name] ?? 900;
 	const first = Math.max(0, Math.floor(top / rowHeight) - 6), last = Math.min(rows.length, Math.ceil((top + height) / rowHeight) + 6);
 	const head = h('div', { role: 'row', class: `row head cols-${name}`, 'aria-rowindex': 1 }, columns.map((c) => h('div', { role: 'columnheader', class: c[1] }, c[0])));
@@ -71,7 +71,7 @@ export function table({ name, label, columns, rows, cells, state, click, keyOf, 
 			tabindex: click ? '0' : null, 'data-click': click, 'data-arg': keyOf(r), 'aria-selected': click ? String(on) : null, 'data-row': name,
 		}, cells(r).map((c, n) => h('div', { role: 'cell', class: columns[n][1] }, c)));
 	});
-	return h('div', { class: `table table-${name}`, role: 'table', 'aria-label': label, 'aria-rowcount': rows.length + 1, 'aria-colcount': columns.length },
+	return h('div', { class: `table table-${name}`, role: 'table', 'aria-label': label, 'aria-rowcount': rows.length + 1, 'aria-colcount': columns.length, style: compact ? { 'max-height': `${Math.max(3, rows.length) * rowHeight + 40}px` } : {} },
 		h('div', { role: 'rowgroup', class: 'headgroup' }, head),
 		h('div', { class: 'scroll', role: 'rowgroup', 'data-scroll': name, tabindex: rows.length && !click ? '0' : null },
 			rows.length === 0 ? note : h('div', { class: 'spacer', role: 'presentation', style: { height: `${rows.length * rowHeight}px`, 'padding-top': `${first * rowHeight}px` } }, body)));

@@ -184,7 +184,9 @@ func runUI(t *testing.T, cmd *exec.Cmd) string {
 	return said.URL
 }
 
-func addr(format string, args ...any) netip.Addr { return netip.MustParseAddr(fmt.Sprintf(format, args...)) }
+func addr(format string, args ...any) netip.Addr {
+	return netip.MustParseAddr(fmt.Sprintf(format, args...))
+}
 
 func addrPort(format string, args ...any) netip.AddrPort {
 	return netip.MustParseAddrPort(fmt.Sprintf(format, args...))

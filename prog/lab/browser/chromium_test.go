@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 
 	"weft/prog/lab/labtest"
 )
@@ -24,8 +26,9 @@ type page struct {
 	t   *testing.T
 	ctx context.Context
 
-	mu     sync.Mutex
-	faults []string // errors and warnings in the console; violations of the Content-Security-Policy are among them
+	mu       sync.Mutex
+	expected string   // a part of the faults that the test provokes
+	faults   []string // errors and warnings in the console; violations of the Content-Security-Policy are among them
 }
 
 // open starts Chromium with the page at an address. At the end, the test fails if the console has an error.
@@ -51,7 +54,9 @@ func open(t *testing.T, url string) *page {
 			}
 			if m.IsException() || m.Type == "error" || m.Type == "warning" {
 				p.mu.Lock()
-				p.faults = append(p.faults, m.String()+" "+m.URL)
+				if text := m.String() + " " + m.URL; p.expected == "" || !strings.Contains(text, p.expected) {
+					p.faults = append(p.faults, text)
+				}
 				p.mu.Unlock()
 			}
 		}
@@ -87,7 +92,43 @@ func (p *page) colours(scheme string) {
 	}
 }
 
-func (p *page) size(width, height int64) { p.t.Helper(); p.run(chromedp.EmulateViewport(width, height)) }
+func (p *page) size(width, height int64) {
+	p.t.Helper()
+	p.run(chromedp.EmulateViewport(width, height))
+}
+
+// expect lets the console have errors with a part of their text: those that the test provokes.
+func (p *page) expect(part string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.expected = part
+}
+
+// press sends keys to the element that has the focus.
+
+func (p *page) press(keys ...string) {
+	p.t.Helper()
+	for _, k := range keys {
+		p.run(chromedp.KeyEvent(k))
+	}
+}
+
+// focused describes the element that has the focus: its role or tag, and its name.
+func (p *page) focused() string {
+	p.t.Helper()
+	return eval[string](p, `(() => { const e = document.activeElement; return (e.getAttribute('role') ?? e.tagName.toLowerCase()) + ' ' + (e.getAttribute('aria-label') ?? e.labels?.[0]?.innerText ?? e.innerText).trim(); })()`)
+}
+
+// typeIn replaces the text of a field.
+func (p *page) typeIn(selector, text string) {
+	p.t.Helper()
+	p.run(chromedp.Focus(chromedp.CSS(selector)))
+	eval[bool](p, fmt.Sprintf(`(document.querySelector(%s).select(), true)`, quote(selector)))
+	if text == "" {
+		text = "\b"
+	}
+	p.press(strings.Split(text, "")...)
+}
 
 func (p *page) run(actions ...chromedp.Action[chromedp.Void]) {
 	p.t.Helper()
@@ -157,3 +198,11 @@ func (p *page) click(selector string) {
 	p.wait(selector, fmt.Sprintf(`document.querySelector(%s)`, quote(selector)))
 	p.run(chromedp.Click(chromedp.CSS(selector)))
 }
+
+// Keys, as chromedp names them.
+const (
+	tab   = "\t"
+	enter = kb.Enter
+	down  = kb.ArrowDown
+	right = kb.ArrowRight
+)
