@@ -201,8 +201,9 @@ func (p *page) click(selector string) {
 
 // Keys, as chromedp names them.
 const (
-	tab   = "\t"
-	enter = kb.Enter
-	down  = kb.ArrowDown
-	right = kb.ArrowRight
+	tab    = "\t"
+	enter  = kb.Enter
+	down   = kb.ArrowDown
+	right  = kb.ArrowRight
+	escape = kb.Escape
 )
