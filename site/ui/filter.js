@@ -57,7 +57,26 @@ export function merge(known, flows, keep) {
 	}
 	const list = [...known.values()].sort((a, b) => b.at - a.at || (a.key < b.key ? -1 : 1));
 	for (const f of list.splice(keep)) known.delete(f.key);
-	return list;
+	return collapse(list);
+}
+
+// collapse makes one row of a connection that the hosts of both its ends report. What one of them denies is denied.
+export function collapse(list) {
+	const rows = new Map(), out = [];
+	for (const f of list) {
+		const id = `${f.protocol} ${f.source} ${f.destination}`, start = Date.parse(f.start), row = rows.get(id);
+		if (row && row.f.peer !== f.peer && Math.abs(row.start - start) < 10000) {
+			const both = { ...(row.f.verdict === 'allowed' ? f : row.f), key: row.f.key, at: row.f.at, seen: [row.f.nickname, f.nickname].sort(natural) };
+			both.sentRate = Math.max(row.f.sentRate, f.sentRate);
+			both.receivedRate = Math.max(row.f.receivedRate, f.receivedRate);
+			out[row.i] = both;
+			rows.delete(id); // a third report is another connection
+			continue;
+		}
+		rows.set(id, { f, start, i: out.length });
+		out.push(f);
+	}
+	return out;
 }
 
 // question reads "80", "80/tcp", "53/udp" or "icmp" as a port and a protocol; null if it is none of them.

@@ -16,7 +16,7 @@ const verdictOf = (f) => verdicts[f.verdict] ?? ['idle', f.verdict];
 export function render(s) {
 	const match = matcher(s.flowQuery), list = s.paused ?? s.flows.list;
 	const rows = s.flowQuery.trim() ? list.filter((f) => match(f.text)) : list;
-	const chosen = s.flow && (s.flows.known.get(s.flow) ?? list.find((f) => f.key === s.flow));
+	const chosen = s.flow && (s.flows.list.find((f) => f.key === s.flow) ?? s.flows.known.get(s.flow));
 	return [
 		filters(s, rows),
 		notes(s),
@@ -76,7 +76,7 @@ function detail(s, f) {
 			f.direction ? fact('Denied at', f.direction) : null,
 			fact('Sent', `${bytes(f.sentBytes)}, ${count(f.sentPackets, 'packet')}${f.sentRate ? `, ${rate(f.sentRate)}` : ''}`),
 			fact('Received', `${bytes(f.receivedBytes)}, ${count(f.receivedPackets, 'packet')}${f.receivedRate ? `, ${rate(f.receivedRate)}` : ''}`),
-			fact('Since', clock(new Date(f.start))), fact('Last change', clock(new Date(f.last))), fact('Seen by', f.nickname || f.peer)),
+			fact('Since', clock(new Date(f.start))), fact('Last change', clock(new Date(f.last))), fact('Seen by', (f.seen ?? [f.nickname || f.peer]).join(' and '))),
 		h('div', { class: 'buttons' }, button('Explain', 'askBoth', asked, { class: 'button primary' })));
 }
 

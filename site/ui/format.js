@@ -8,7 +8,7 @@ export function bytes(n) {
 		n /= 1000;
 		u++;
 	}
-	return `${n >= 99.5 || u === 0 ? Math.round(n) : n.toFixed(1)} ${units[u]}`;
+	return `${n >= 99.95 || u === 0 ? Math.round(n) : n.toFixed(1)} ${units[u]}`;
 }
 
 export const rate = (n) => (n < 0.5 ? 'idle' : `${bytes(n)}/s`);

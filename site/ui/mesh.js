@@ -32,8 +32,7 @@ function summary(t) {
 }
 
 function linkTable(s) {
-	const m = s.model, match = (l) => !s.meshQuery || [l.a, l.b].some((p) => found(s, m.byId.get(p)));
-	const rows = allLinks(s).filter(match).sort((x, y) => stateOf(y.state).rank - stateOf(x.state).rank || y.sent + y.received - x.sent - x.received);
+	const m = s.model, rows = rowsOf(s);
 	return table({
 		name: 'links', label: 'Tunnels', state: s, rows, keyOf: (l) => l.id, click: 'selectLink', selected: s.selected?.link,
 		columns: [['From', 'grow'], ['To', 'grow'], ['State', 'grow'], ['Through', 'grow'], ['Round trip', 'right'], ['Lost', 'right'], ['Sent', 'right'], ['Received', 'right']],
@@ -50,7 +49,7 @@ function graph(s) {
 	const { width, height } = s.size.mesh, m = s.model, n = m.hosts.length;
 	const points = new Map(place(n, width, height - 30).map((p, i) => [m.hosts[i].peer, p]));
 	const middle = { x: width / 2, y: height / 2 };
-	const links = shown(allLinks(s), s.selected?.host, most).sort((x, y) => stateOf(x.state).rank - stateOf(y.state).rank); // faults are drawn last, above the others
+	const links = drawn(s);
 	const few = links.length <= 15;
 	const focused = s.cursor && m.byId.has(s.cursor) ? s.cursor : m.hosts[0]?.peer;
 	return h('section', { class: 'graph card', 'aria-label': 'Graph of hosts and tunnels', 'data-key': 'graph' },
@@ -63,6 +62,31 @@ function graph(s) {
 			h('div', { class: 'zoombuttons' }, iconButton('plus', 'Larger', 'meshZoom', '1.3'), iconButton('minus', 'Smaller', 'meshZoom', '0.77'), iconButton('fit', 'Whole mesh', 'meshFit'))),
 		h('div', { class: 'legend' }, h('ul', { 'aria-label': 'Lines' }, legend.map(([kind, text]) => h('li', {}, h('svg:svg', { width: 34, height: 12, 'aria-hidden': 'true' }, h('svg:path', { d: 'M1 6H33', class: `link ${kind}`, 'stroke-width': 2.5 }), kind === 'bad' ? h('svg:path', { d: 'M13.5 2.5l7 7m0-7l-7 7', class: 'cross' }) : null), text))),
 			h('span', { class: 'quiet' }, m.totals.tunnels > links.length ? `${number(links.length)} of ${count(m.totals.tunnels, 'tunnel')}: faults, the busiest, and those of the selected host` : 'wider: more traffic')));
+}
+
+let last = {};
+
+// drawn has the links of the picture; faults come last, above the others. The last result is kept.
+function drawn(s) {
+	const all = allLinks(s), selected = s.selected?.host;
+	if (last.all !== all || last.selected !== selected) {
+		const links = [...shown(all, selected, most)].sort((x, y) => stateOf(x.state).rank - stateOf(y.state).rank);
+		last = { all, selected, links };
+	}
+	return last.links;
+}
+
+let listed = {};
+
+// rowsOf has the links of the table; faults come first. The last result is kept.
+function rowsOf(s) {
+	const all = allLinks(s), query = s.meshQuery;
+	if (listed.all !== all || listed.query !== query) {
+		const rows = all.filter((l) => !query || [l.a, l.b].some((p) => found(s, s.model.byId.get(p))));
+		rows.sort((x, y) => stateOf(y.state).rank - stateOf(x.state).rank || y.sent + y.received - x.sent - x.received);
+		listed = { all, query, rows };
+	}
+	return listed.rows;
 }
 
 const transform = (z) => `translate(${z.x} ${z.y}) scale(${z.k})`;

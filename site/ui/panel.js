@@ -6,10 +6,17 @@ import { badge, empty, fact, hostLink, iconButton } from './parts.js';
 import { problem, rank } from './health.js';
 import { stateBadge } from './mesh.js';
 
-// allLinks has the links of the picture, and those that only the report of the selected host has.
+let last = {};
+
+// allLinks has the links of the picture, and those that only the report of the selected host has. The last result is
+// kept, since moving the picture asks again and again.
 export function allLinks(s) {
-	const { model: m, report } = s;
-	if (!report?.report) return [...m.links];
+	if (last.model !== s.model || last.report !== s.report) last = { model: s.model, report: s.report, links: collect(s) };
+	return last.links;
+}
+
+function collect({ model: m, report }) {
+	if (!report?.report) return m.links;
 	const links = new Map(m.byLink);
 	for (const c of report.report.router?.connections ?? []) {
 		if (m.byId.has(c.peer) && !links.has(linkId(report.peer, c.peer))) join(links, report.peer, c);

@@ -233,10 +233,10 @@ func many(hosts int) *fakeAgent {
 		ranges = append(ranges, fmt.Sprintf("10.%d.%d.0/22", 32+i/64, i%64*4))
 	}
 	for i := range hosts {
-		for k := range 8 {
-			if j := (i + 1 + k*k*7) % hosts; j != i && a.network.Hosts[i].Error == "" {
+		for k := range 64 { // as many as a host reports
+			if j := (i + 1 + k*7) % hosts; j != i && a.network.Hosts[i].Error == "" {
 				l := api.Link{Peer: peerID(j), State: api.ConnDirect, RoundTrip: new(0.0003 + float64((i*j)%17)*0.0001), SentRate: float64((i * 7919 * (k + 1)) % 900_000), ReceivedRate: float64((j * 104729) % 700_000)}
-				if (i*31+j)%173 == 0 {
+				if (i*31+j)%1373 == 0 {
 					l.State, l.Via = api.ConnRelayed, []string{peerID((i + 100) % hosts)}
 				}
 				a.network.Hosts[i].Links = append(a.network.Hosts[i].Links, l)

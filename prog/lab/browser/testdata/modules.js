@@ -80,6 +80,10 @@
 	is('flows, the newest first, with the rate of two reports', merged.map((f) => [f.id, f.sentRate]), [[1, 2000], [2, 0]]);
 	is('an ended flow has no rate', filter.merge(known, [flow(1, 4000, 9000, { ended: true })], 10)[0].sentRate, 0);
 	is('a bounded list of flows', [filter.merge(known, [flow(3, 5000, 0)], 2).map((f) => f.id), known.size], [[3, 1], 2]);
+	const two = (a, b) => filter.collapse([{ ...flow(1, 0, 0), peer: 'p', nickname: 'h1', start: '2026-01-01T00:00:00Z', verdict: 'allowed', sentRate: 1, receivedRate: 0, ...a }, { ...flow(9, 0, 0), peer: 'q', nickname: 'h2', start: '2026-01-01T00:00:01Z', verdict: 'allowed', sentRate: 2, receivedRate: 0, ...b }]);
+	is('one row of what both hosts report', two({}, { verdict: 'denied' }).map((f) => [f.seen, f.verdict, f.sentRate]), [[['h1', 'h2'], 'denied', 2]]);
+	is('two rows of a port that is used again', two({}, { start: '2026-01-01T01:00:00Z' }).length, 2);
+	is('two rows of two connections', two({}, { source: '10.0.0.1:7' }).length, 2);
 	is('blocks of an explanation', explain.blocks(['', 'Egress at a', '  b', '    c', '', '', 'Ingress at d']), [['Egress at a', ['b', '  c']], ['Ingress at d', []]]);
 	return faults;
 })()
