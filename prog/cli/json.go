@@ -63,6 +63,7 @@ var noJSON = map[string]bool{
 	"weft completion bash": true, "weft completion zsh": true, "weft completion fish": true, "weft completion powershell": true,
 	"weft lab up": true, "weft lab down": true, "weft lab exec": true, "weft lab link": true, "weft lab kill": true,
 	"weft lab start": true, "weft lab stop": true, "weft lab reboot": true, "weft lab network": true, "weft lab nat": true, "weft lab demo": true,
+	"weft lab ui": true,
 }
 
 // show prints v as JSON with --json, and calls print otherwise.

@@ -67,6 +67,7 @@ var outputs = map[string]struct {
 	"weft logs":               {value: api.LogsReply{}, args: "logs"},
 	"weft bundle":             {value: bundled{}},
 	"weft report":             {value: api.Report{}, args: "report"},
+	"weft ui":                 {value: served{}},
 	"weft config view":        {value: configReply{}, args: "config view"},
 	"weft policy apply":       {value: api.ApplyReply{}, args: "policy apply -f -"},
 	"weft policy delete":      {value: api.ApplyReply{}, args: "policy delete web"},

@@ -40,7 +40,7 @@ func Command() *cobra.Command {
 	var name string
 	root.PersistentFlags().StringVar(&name, "name", "default", "name of the lab; several labs may run at once")
 	root.AddCommand(upCommand(&name), downCommand(&name), execCommand(&name), statusCommand(&name),
-		linkCommand(&name), networkCommand(&name), natCommand(&name), killCommand(&name), demoCommand(&name), cniCommand(), nodeCommand(),
+		linkCommand(&name), networkCommand(&name), natCommand(&name), killCommand(&name), uiCommand(&name), demoCommand(&name), cniCommand(), nodeCommand(),
 		hostCommand(&name, "stop", "Run weft stop on a host; its containers stay connected", (*Lab).Stop),
 		hostCommand(&name, "start", "Launch weft again on a host that was stopped or killed", (*Lab).Start),
 		hostCommand(&name, "reboot", "Kill everything on a host at once and start it again", (*Lab).Reboot))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
@@ -19,14 +20,16 @@ const demoMarker = "the-quick-brown-fox-"
 
 // demo is one run of the demo. Its output is real: it runs each command that it prints after $.
 type demo struct {
-	lab *Lab
-	out io.Writer
+	lab  *Lab
+	out  io.Writer
+	keep bool      // the lab is left running
+	page *exec.Cmd // serves the page; nil until it has started
 }
 
 // Demo starts three hosts as the lab with this name, and shows on w what Weft does. It fails if one
 // of its claims is not true. It removes the lab at the end, unless keep is true.
 func Demo(ctx context.Context, w io.Writer, name string, keep bool) (err error) {
-	d := &demo{out: w}
+	d := &demo{out: w, keep: keep}
 	start := time.Now()
 	d.caption("Three hosts, two containers on each, on this machine")
 	d.lab, err = Up(ctx, Options{Name: name, Containers: 2, Progress: func(line string) { fmt.Fprintln(w, "  "+line) }})
@@ -35,12 +38,15 @@ func Demo(ctx context.Context, w io.Writer, name string, keep bool) (err error) 
 			if e := d.lab.Down(context.WithoutCancel(ctx)); err == nil {
 				err = e
 			}
+			if d.page != nil {
+				_ = d.page.Wait() // the page has ended with the lab
+			}
 		}()
 	}
 	if err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{d.status, d.reach, d.names, d.policy, d.relay, d.kill} {
+	for _, step := range []func(context.Context) error{d.status, d.picture, d.reach, d.names, d.policy, d.relay, d.kill} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -245,6 +251,7 @@ func (d *demo) keepHints() {
 		"status",
 		"exec h1 -- weft status peers",
 		"exec h1/c1 -- sh",
+		"ui h2",
 		"link h1 h2 down",
 		"reboot h3",
 		"down",

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 
 func weft() int {
 	root := &cobra.Command{Use: "weft", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(lab.Command(), probe.Command(nil), fakeLaunch(), fakeToken(), socketCommand())
+	root.AddCommand(lab.Command(), probe.Command(nil), fakeLaunch(), fakeToken(), fakeUI(), socketCommand())
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM) // prog/cli handles these signals in the same way
 	defer stop()
 	err := root.ExecuteContext(ctx)
