@@ -11,6 +11,7 @@ import (
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 )
 
 // listed returns the flows that a host lists.
@@ -60,6 +61,7 @@ func flowsLab(t *testing.T) *policyLab {
 // A connection that goes on shows more bytes within 5 s, on the hosts of both ends, in both families and
 // with TCP and UDP. It has the names, labels and hosts of both ends, and it ends.
 func TestFlowsShowConnections(t *testing.T) {
+	labtest.Waits(t)
 	p := flowsLab(t)
 	for _, server := range []string{"h2/db", "h1/near"} {
 		for _, f := range p.flows2("h1/web", server) {
