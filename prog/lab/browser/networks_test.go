@@ -34,9 +34,18 @@ func three() *fakeAgent {
 	a.network.Taken, a.network.Endpoints, a.network.Cluster = time.Now(), "1", "7c1ab0f2"
 	a.network.Ring = ring(a.network.Hosts, []string{"10.32.0.0/14 10.36.0.0/15", "10.38.0.0/15 10.40.0.0/14", "10.44.0.0/14"})
 	names := []struct{ namespace, name, labels string }{
-		{"shop", "web-0", "app=web tier=front"}, {"shop", "web-1", "app=web tier=front"}, {"shop", "cart-0", "app=cart tier=back"}, {"shop", "db-0", "app=db tier=data"},
-		{"monitoring", "prometheus-0", "app=prometheus"}, {"monitoring", "grafana-0", "app=grafana"}, {"payments", "api-0", "app=api pci=yes"}, {"payments", "ledger-0", "app=ledger pci=yes"},
-		{"kube-system", "coredns-0", "k8s-app=kube-dns"}, {"kube-system", "coredns-1", "k8s-app=kube-dns"}, {"build", "runner-0", "app=runner"}, {"build", "runner-1", "app=runner"},
+		{"shop", "web-0", "app=web tier=front"},
+		{"shop", "web-1", "app=web tier=front"},
+		{"shop", "cart-0", "app=cart tier=back"},
+		{"shop", "db-0", "app=db tier=data"},
+		{"monitoring", "prometheus-0", "app=prometheus"},
+		{"monitoring", "grafana-0", "app=grafana"},
+		{"payments", "api-0", "app=api pci=yes"},
+		{"payments", "ledger-0", "app=ledger pci=yes"},
+		{"kube-system", "coredns-0", "k8s-app=kube-dns"},
+		{"kube-system", "coredns-1", "k8s-app=kube-dns"},
+		{"build", "runner-0", "app=runner"},
+		{"build", "runner-1", "app=runner"},
 	}
 	for i, n := range names {
 		a.endpoints = append(a.endpoints, endpoint(i%3, n.namespace, n.name, n.labels, fmt.Sprintf("10.%d.0.%d", 32+4*(i%3), 10+i)))
@@ -119,10 +128,18 @@ func flowsOf(a *fakeAgent, now time.Time) (out []api.Flow) {
 		verdict  string
 		bytes    uint64
 	}{
-		{0, 2, 8080, "TCP", api.FlowAllowed, 48_200}, {2, 3, 5432, "TCP", api.FlowAllowed, 1_930_000}, {4, 0, 9090, "TCP", api.FlowAllowed, 730_000},
-		{10, 3, 5432, "TCP", api.FlowDenied, 360}, {0, 8, 53, "UDP", api.FlowAllowed, 640}, {1, 8, 53, "UDP", api.FlowAllowed, 712},
-		{6, 7, 8443, "TCP", api.FlowAllowed, 92_100}, {5, 4, 9090, "TCP", api.FlowAllowed, 512_000}, {11, 6, 8443, "TCP", api.FlowDenied, 180},
-		{2, 6, 443, "TCP", api.FlowAudit, 3_400}, {1, 2, 8080, "TCP", api.FlowAllowed, 61_000}, {10, 3, 5432, "TCP", api.FlowDenied, 600},
+		{0, 2, 8080, "TCP", api.FlowAllowed, 48_200},
+		{2, 3, 5432, "TCP", api.FlowAllowed, 1_930_000},
+		{4, 0, 9090, "TCP", api.FlowAllowed, 730_000},
+		{10, 3, 5432, "TCP", api.FlowDenied, 360},
+		{0, 8, 53, "UDP", api.FlowAllowed, 640},
+		{1, 8, 53, "UDP", api.FlowAllowed, 712},
+		{6, 7, 8443, "TCP", api.FlowAllowed, 92_100},
+		{5, 4, 9090, "TCP", api.FlowAllowed, 512_000},
+		{11, 6, 8443, "TCP", api.FlowDenied, 180},
+		{2, 6, 443, "TCP", api.FlowAudit, 3_400},
+		{1, 2, 8080, "TCP", api.FlowAllowed, 61_000},
+		{10, 3, 5432, "TCP", api.FlowDenied, 600},
 	} {
 		from, to := a.endpoints[c.from], a.endpoints[c.to]
 		h := a.network.Hosts[c.to%3]
