@@ -132,7 +132,7 @@ func TestColoursFollowTheSystemUnlessChosen(t *testing.T) {
 	p.wait("dark ground", `getComputedStyle(document.documentElement).backgroundColor !== '`+light+`'`)
 	p.click(`[aria-label="Light colours"]`)
 	p.wait("light ground", `getComputedStyle(document.documentElement).backgroundColor === '`+light+`'`)
-	eval[bool](p, `(setTimeout(() => location.reload()), true)`)
+	p.reload("0")
 	p.wait("the choice after a reload", `document.querySelector('[aria-label="Dark colours"]')`)
 }
 

@@ -146,13 +146,24 @@ func (p *page) run(actions ...chromedp.Action[chromedp.Void]) {
 // eval evaluates JavaScript. A promise is awaited.
 func eval[T any](p *page, js string) T {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, patience)
-	defer cancel()
-	out, err := chromedp.Run(ctx, chromedp.Evaluate[T](js, chromedp.EvalAwaitPromise))
+	out, err := tryEval[T](p, js)
 	if err != nil {
 		p.t.Fatalf("%s: %v, want a value", js, err)
 	}
 	return out
+}
+
+func tryEval[T any](p *page, js string) (T, error) {
+	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	defer cancel()
+	return chromedp.Run(ctx, chromedp.Evaluate[T](js, chromedp.EvalAwaitPromise))
+}
+
+// reload loads the page again, after some JavaScript.
+func (p *page) reload(js string) {
+	p.t.Helper()
+	eval[bool](p, `(window.before = true, `+js+`, setTimeout(() => location.reload()), true)`)
+	p.wait("page that was loaded again", `!window.before`)
 }
 
 // text returns the visible text of the first element.
@@ -170,8 +181,12 @@ func quote(s string) string {
 func (p *page) wait(what, js string) {
 	p.t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		if eval[bool](p, "Boolean("+js+")") {
+		yes, err := tryEval[bool](p, "Boolean("+js+")")
+		switch {
+		case yes:
 			return
+		case err != nil && !strings.Contains(err.Error(), "navigated"): // while the page is loaded again, nothing can be evaluated
+			p.t.Fatalf("%s: %v, want a value", js, err)
 		}
 		if time.Now().After(deadline) {
 			p.t.Fatalf("there is no %s after %v; the page says: %.3000s", what, patience, p.text("body"))
