@@ -347,6 +347,7 @@ func plugin(t *testing.T) {
 	if out := ask("flows", "server-node1", "--from", "default/"); !strings.Contains(out, "default/server-node1") {
 		t.Errorf("the flows lack those from server-node1, want them:\n%s", out)
 	}
+	page(t)
 	for args, want := range map[string]string{ // these cases need the real kubectl; prog/cli tests all others with a fake
 		"status --context=none":     `context "none" does not exist`,
 		"report nothing":            "there is no pod default/nothing, and no node nothing",
@@ -357,4 +358,29 @@ func plugin(t *testing.T) {
 			t.Errorf("%s: error %v, want %q", args, err, want)
 		}
 	}
+}
+
+// page asserts that kubectl weft ui shows all nodes to a client on this machine, and that nothing of it is left once it
+// is interrupted.
+func page(t *testing.T) {
+	t.Helper()
+	out, err := cluster(t, "", "exec", "timeout", "60", "bash", "-c", `
+		"$0" ui >"$1" & plugin=$!
+		until grep -q http:// "$1"; do kill -0 $plugin && sleep 0.1 || exit 1; done
+		url=$(sed -n 's/.*\(http:[^ ]*\).*/\1/p' "$1" | head -n 1)
+		curl -sf -X POST -H "Authorization: Bearer ${url#*token=}" -d '{}' "${url%%#*}api/network"
+		kill -INT $plugin; wait $plugin`, checkout+"/site/deploy/kubectl-weft", t.TempDir()+"/url")
+	for _, node := range nodes {
+		if !strings.Contains(out, `"nickname":"`+node+`"`) {
+			t.Errorf("the page's data lacks %s, want all nodes; error %v:\n%.2000s", node, err, out)
+		}
+	}
+	eventually(t, 20*time.Second, "the end of weft ui in the pods", func() error {
+		for _, node := range nodes {
+			if left, _ := cluster(t, "", "in", node, "pgrep", "-f", "weft ui --listen"); left != "" { // pgrep fails if there is none
+				return fmt.Errorf("weft ui still runs on %s: %s", node, left)
+			}
+		}
+		return nil
+	})
 }
