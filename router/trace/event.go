@@ -13,9 +13,9 @@ type Kind uint8
 
 // These are the kinds of events (linux/netfilter/nf_tables.h, enum nft_trace_types).
 const (
-	Policy Kind = 1 // the end of a base chain: its policy decided
+	End    Kind = 1 // the end of a base chain: its policy decided
 	Return Kind = 2
-	Rule   Kind = 3 // a rule matched
+	Rule   Kind = 3 // a rule matched; without a handle, the end of a chain was reached
 )
 
 // Verdict is what a rule or a policy decided.
@@ -112,7 +112,7 @@ func parse(body []byte) (e Event, ok bool) {
 			e.Out = int(uint32(number(value)))
 		}
 	})
-	return e, e.Table != "" && e.Chain != "" && e.Kind >= Policy && e.Kind <= Rule
+	return e, e.Table != "" && e.Chain != "" && e.Kind >= End && e.Kind <= Rule
 }
 
 // attributes calls f for each whole attribute in a buffer.
@@ -161,7 +161,7 @@ type current struct {
 
 // add adds an event if it is about a packet of the session. A packet begins where the session's own table marks it.
 func (r *recorder) add(e Event) {
-	if e.Table == r.table && e.Kind == Rule {
+	if e.Table == r.table && e.Kind == Rule && e.Handle != 0 {
 		if r.packets >= mostPackets {
 			delete(r.current, e.id)
 			r.full = true

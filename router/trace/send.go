@@ -75,6 +75,10 @@ func OpenInjector(hostLink string, ends Ends, id uint16) (_ *Injector, err error
 	if err != nil {
 		return nil, fmt.Errorf("trace: opening a packet socket: %w: the agent needs the capability NET_RAW", err)
 	}
+	// A new link has no queue until a worker of the kernel gets to it, and would drop what is sent by the queue.
+	if err := unix.SetsockoptInt(i.socket, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
+		return nil, fmt.Errorf("trace: setting up the packet socket: %w", err)
+	}
 	return i, nil
 }
 

@@ -164,7 +164,9 @@ func (p Packet) matches() [][]expr.Any {
 	begin := func(protocol policy.Protocol) []expr.Any {
 		return append(meta(expr.MetaKeyNFPROTO, family), meta(expr.MetaKeyL4PROTO, byte(protocol))...)
 	}
-	network := func(offset uint32, value []byte) []expr.Any { return payload(expr.PayloadBaseNetworkHeader, offset, value) }
+	network := func(offset uint32, value []byte) []expr.Any {
+		return payload(expr.PayloadBaseNetworkHeader, offset, value)
+	}
 	transport := func(offset uint32, value []byte) []expr.Any {
 		return payload(expr.PayloadBaseTransportHeader, offset, value)
 	}

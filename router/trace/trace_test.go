@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"weft/mesh/meshtest/eventually"
 	"weft/router/endpoint"
@@ -27,6 +28,20 @@ func container(t *testing.T, host routertest.Namespace, addrs ...netip.Addr) rou
 	t.Helper()
 	inside := routertest.New(t)
 	host.Do(func() {
+		l, err := netlink.LinkByName("lo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range []string{"10.32.0.1/32", "fd00::1/128"} {
+			addr, err := netlink.ParseAddr(a)
+			if err == nil {
+				addr.Flags = unix.IFA_F_NODAD
+				err = netlink.AddrAdd(l, addr)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 		c, err := endpoint.Open(inside.Path(), "eth0")
 		if err != nil {
 			t.Fatal(err)
@@ -41,19 +56,6 @@ func container(t *testing.T, host routertest.Namespace, addrs ...netip.Addr) rou
 		}
 		if err := c.Configure(endpoint.Config{Addr4: addrs[0], Addr6: addrs[1], HostMAC: endpoint.PairOf(hostLink).HostMAC, MTU: 1400}); err != nil {
 			t.Fatal(err)
-		}
-		l, err := netlink.LinkByName("lo")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, a := range []string{"10.32.0.1/32", "fd00::1/128"} {
-			addr, err := netlink.ParseAddr(a)
-			if err == nil {
-				err = netlink.AddrAdd(l, addr)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
 		}
 	})
 	return inside
@@ -87,14 +89,17 @@ func TestAPacketOfAContainerIsTraced(t *testing.T) {
 
 // traced sends a packet into the container's link, and expects an answer.
 func traced(t *testing.T, p Packet, want string) {
+	defer clean(t)
 	s, err := Open(p)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer s.Close()
 	i, err := OpenInjector(hostLink, ends(), p.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer i.Close()
 	if err := i.Send(p, ends()); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +123,7 @@ func traced(t *testing.T, p Packet, want string) {
 	}
 	var hooks []string
 	for _, e := range list {
-		if hook, last, ok := e.Hook(); ok && last && !e.Answer {
+		if hook, last, ok := e.Hook(); ok && last && e.Kind == End && !e.Answer {
 			hooks = append(hooks, hook)
 		}
 	}
@@ -128,13 +133,6 @@ func traced(t *testing.T, p Packet, want string) {
 	if l, err := netlink.LinkByIndex(list[0].In); err != nil || l.Attrs().Name != hostLink {
 		t.Errorf("the packet arrives on %v, %v, want %s", l, err, hostLink)
 	}
-	if err := i.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Error(err)
-	}
-	clean(t)
 }
 
 // clean fails if a table or a link of a session is left.
