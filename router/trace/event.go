@@ -162,6 +162,13 @@ type current struct {
 // add adds an event if it is about a packet of the session. A packet begins where the session's own table marks it.
 func (r *recorder) add(e Event) {
 	if e.Table == r.table && e.Kind == Rule && e.Handle != 0 {
+		answer := r.packet.answeredBy(e.Network)
+		hook, _, _ := e.Hook()
+		known, ours := r.current[e.id]
+		if ours && known.answer == answer && hook != "prerouting" && hook != "output" {
+			r.keep(e, known)
+			return
+		}
 		if r.packets >= mostPackets {
 			delete(r.current, e.id)
 			r.full = true
@@ -170,13 +177,15 @@ func (r *recorder) add(e Event) {
 		if r.current == nil {
 			r.current = map[uint32]current{}
 		}
-		r.current[e.id] = current{r.packets, r.packet.answeredBy(e.Network)}
+		r.current[e.id] = current{r.packets, answer}
 		r.packets++
 	}
-	c, ours := r.current[e.id]
-	if !ours {
-		return
+	if c, ours := r.current[e.id]; ours {
+		r.keep(e, c)
 	}
+}
+
+func (r *recorder) keep(e Event, c current) {
 	if len(r.list) >= mostEvents {
 		r.full = true
 		return

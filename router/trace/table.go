@@ -95,8 +95,9 @@ func (t *table) fill(p Packet) {
 		marks bool
 	}{
 		{"prerouting", nftables.ChainHookPrerouting, true},
-		{"input", nftables.ChainHookInput, false},
-		{"forward", nftables.ChainHookForward, false},
+		// Here the answer from behind a NAT has the source's address again.
+		{"input", nftables.ChainHookInput, true},
+		{"forward", nftables.ChainHookForward, true},
 		{"output", nftables.ChainHookOutput, true},
 		{"postrouting", nftables.ChainHookPostrouting, false},
 	} {
