@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	"weft/mesh/peer"
@@ -31,9 +32,6 @@ const (
 	mostHops    = 64
 	mostText    = 600
 	mostAskers  = 4096
-	// A member may make this host send or record one packet per second, and a few at once.
-	askRate  = time.Second
-	askBurst = 4
 )
 
 // wire is a packet in a request.
@@ -43,18 +41,23 @@ type wire struct {
 	Dst      netip.Addr `json:"dst"`
 	Port     uint16     `json:"port,omitempty"`
 	ID       uint16     `json:"id,omitempty"`
+	Wait     bool       `json:"wait,omitempty"` // collect: until nothing more can happen
 }
 
-func wireOf(p trace.Packet) wire { return wire{uint8(p.Protocol), p.Src, p.Dst, p.Port, p.ID} }
+func wireOf(p trace.Packet) wire { return wire{uint8(p.Protocol), p.Src, p.Dst, p.Port, p.ID, false} }
 
 // decodePacket reads a packet that a peer wrote.
-func decodePacket(b []byte) (p trace.Packet, err error) {
+func decodePacket(b []byte) (p trace.Packet, wait bool, err error) {
+	p, w, err := decode(b)
+	return p, w.Wait, err
+}
+
+func decode(b []byte) (p trace.Packet, w wire, err error) {
 	if len(b) > mostRequest {
-		return p, errors.New("the request is too long")
+		return p, w, errors.New("the request is too long")
 	}
-	var w wire
 	if err := json.Unmarshal(b, &w); err != nil {
-		return p, fmt.Errorf("invalid request: %w", err)
+		return p, w, fmt.Errorf("invalid request: %w", err)
 	}
 	p = trace.Packet{Protocol: policy.Protocol(w.Protocol), Src: w.Src.Unmap(), Dst: w.Dst.Unmap(), Port: w.Port, ID: w.ID}
 	ports, is4 := false, p.Src.Is4()
@@ -63,15 +66,15 @@ func decodePacket(b []byte) (p trace.Packet, err error) {
 		ports = true
 	case policy.ICMP, policy.ICMPv6:
 		if (p.Protocol == policy.ICMP) != is4 {
-			return p, errors.New("invalid request: ICMP of another family")
+			return p, w, errors.New("invalid request: ICMP of another family")
 		}
 	default:
-		return p, errors.New("invalid request: the protocol is not TCP, UDP, SCTP or ICMP")
+		return p, w, errors.New("invalid request: the protocol is not TCP, UDP, SCTP or ICMP")
 	}
 	if !p.Src.IsValid() || !p.Dst.IsValid() || is4 != p.Dst.Is4() || p.Src.Zone() != "" || p.Dst.Zone() != "" || p.Src == p.Dst || ports != (p.Port != 0) {
-		return p, errors.New("invalid request: want two different addresses of one family, and a port for TCP, UDP and SCTP only")
+		return p, w, errors.New("invalid request: want two different addresses of one family, and a port for TCP, UDP and SCTP only")
 	}
-	return p, nil
+	return p, w, nil
 }
 
 // clean keeps hops of another host within bounds, and printable. The host speaks for itself only.
@@ -121,6 +124,34 @@ func decodeReply(b []byte) (r api.TraceReply, err error) {
 	return r, nil
 }
 
+// limiter bounds how often each member makes this host send or record a packet: one member's requests never use up
+// those of another.
+type limiter struct {
+	rate time.Duration // of lasting requests; some may come at once
+
+	mu   sync.Mutex
+	paid map[peer.ID]time.Time // until when a member's requests are paid for
+}
+
+// allow returns an error if a member may not ask now.
+func (l *limiter) allow(id peer.ID, now time.Time) error {
+	const burst = 4 * time.Second
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.paid == nil || len(l.paid) >= mostAskers {
+		l.paid = map[peer.ID]time.Time{}
+	}
+	paid := l.paid[id]
+	if paid.Before(now) {
+		paid = now
+	}
+	if paid.Add(l.rate).Sub(now) > burst {
+		return errors.New("too many traces: try again in a moment")
+	}
+	l.paid[id] = paid.Add(l.rate)
+	return nil
+}
+
 // watch is a packet that another host is about to send here.
 type watch struct {
 	session *trace.Session
@@ -150,24 +181,6 @@ func (t *Tracer) Handlers() map[string]func(context.Context, peer.ID, []byte) ([
 	}
 }
 
-// allow reports whether a member may make this host send or record a packet now.
-func (t *Tracer) allow(id peer.ID, now time.Time) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.asked) >= mostAskers {
-		clear(t.asked)
-	}
-	paid := t.asked[id]
-	if paid.Before(now) {
-		paid = now
-	}
-	if paid.Sub(now) > (askBurst-1)*askRate {
-		return errors.New("only one trace per second: try again in a moment")
-	}
-	t.asked[id] = paid.Add(askRate)
-	return nil
-}
-
 // owner returns the host of an address of the network.
 func (t *Tracer) owner(a netip.Addr) (explain.End, error) {
 	end, _, err := t.cfg.Explain.Ends(a.String(), a.String())
@@ -176,11 +189,11 @@ func (t *Tracer) owner(a netip.Addr) (explain.End, error) {
 
 // serveRun sends a packet from an endpoint of this host, or from this host, for another member.
 func (t *Tracer) serveRun(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
-	p, err := decodePacket(payload)
+	p, _, err := decodePacket(payload)
 	if err != nil {
 		return nil, err
 	}
-	if err := t.allow(from, time.Now()); err != nil {
+	if err := t.sending.allow(from, time.Now()); err != nil {
 		return nil, err
 	}
 	src, dst, err := t.cfg.Explain.Ends(p.Src.String(), p.Dst.String())
@@ -201,7 +214,7 @@ func (t *Tracer) serveRun(ctx context.Context, from peer.ID, payload []byte) ([]
 
 // serveWatch records a packet between an address of the asking host and one of this host.
 func (t *Tracer) serveWatch(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
-	p, err := decodePacket(payload)
+	p, _, err := decodePacket(payload)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +229,7 @@ func (t *Tracer) serveWatch(_ context.Context, from peer.ID, payload []byte) ([]
 	if src.Owner != from || dst.Owner != t.cfg.Self {
 		return nil, errors.New("only packets from an address of the asking host to one of this host are traced")
 	}
-	if err := t.allow(from, time.Now()); err != nil {
+	if err := t.watching.allow(from, time.Now()); err != nil {
 		return nil, err
 	}
 	free, err := t.take()
@@ -244,7 +257,7 @@ func (t *Tracer) serveWatch(_ context.Context, from peer.ID, payload []byte) ([]
 
 // serveCollect waits until nothing more can happen to a packet here, and reports what was recorded.
 func (t *Tracer) serveCollect(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
-	p, err := decodePacket(payload)
+	p, wait, err := decodePacket(payload)
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +270,11 @@ func (t *Tracer) serveCollect(ctx context.Context, from peer.ID, payload []byte)
 	}
 	w.busy = true
 	t.mu.Unlock()
-	now := await(ctx, w.session, t.place(t.cfg.View.Get(), p, nil), p, nil, nil)
+	end := time.Now()
+	if wait {
+		end = end.Add(patience)
+	}
+	now := await(ctx, w.session, t.place(t.cfg.View.Get(), p, nil), p, end, nil, part.done)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.watches[key] == w {
@@ -285,10 +302,12 @@ func (t *Tracer) ask(ctx context.Context, v *view.View, dst explain.End, p trace
 }
 
 // collect asks the destination's host what it saw.
-func (t *Tracer) collect(ctx context.Context, to peer.ID, p trace.Packet, far *remote) {
-	ctx, cancel := context.WithTimeout(ctx, longest)
+func (t *Tracer) collect(ctx context.Context, to peer.ID, p trace.Packet, far *remote, wait bool) {
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
-	data, err := json.Marshal(wireOf(p))
+	w := wireOf(p)
+	w.Wait = wait
+	data, err := json.Marshal(w)
 	if err == nil {
 		data, err = t.cfg.Mesh.Request(ctx, to, requestCollect, data)
 	}

@@ -67,14 +67,15 @@ type Tracer struct {
 	cfg   Config
 	slots chan struct{} // has one value for each trace that runs
 
+	sending, watching limiter
+
 	mu      sync.Mutex
 	watches map[string]*watch
-	asked   map[peer.ID]time.Time // until when the questions of each member are paid for
 }
 
 // New makes a tracer.
 func New(cfg Config) *Tracer {
-	return &Tracer{cfg: cfg, slots: make(chan struct{}, mostAtOne), watches: map[string]*watch{}, asked: map[peer.ID]time.Time{}}
+	return &Tracer{cfg: cfg, slots: make(chan struct{}, mostAtOne), sending: limiter{rate: time.Second}, watching: limiter{rate: time.Second / 4}, watches: map[string]*watch{}}
 }
 
 // Run removes what an earlier agent has left, and ends the traces when ctx ends.
@@ -184,26 +185,34 @@ func (t *Tracer) here(ctx context.Context, src, dst explain.End, p trace.Packet)
 		return out, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	collected := make(chan struct{})
 	sent, err := t.send(v, src, p)
 	if err != nil {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, sent()) }()
-	go func() {
-		defer close(collected)
-		if far != nil && far.err == "" {
-			t.collect(ctx, dst.Owner, p, far)
-		}
-	}()
-	at := t.place(v, p, far)
-	near := await(ctx, s, at, p, collected, far)
-	select {
-	case <-collected:
-	case <-time.After(patience):
-		if far != nil {
-			far = &remote{name: far.name, path: far.path, err: "it did not answer in time"}
-		}
+	at, end := t.place(v, p, far), time.Now().Add(patience)
+	near := await(ctx, s, at, p, end, nil, func(now part) bool { return now.done() || far != nil && now.End == endTunnel })
+	switch {
+	case far == nil || far.err != "":
+	case near.BackEnd == "" && near.End != endTunnel: // it did not get there
+		t.collect(ctx, dst.Owner, p, far, false)
+		far = nil
+	default:
+		collected := make(chan struct{})
+		go func() {
+			defer close(collected)
+			t.collect(ctx, dst.Owner, p, far, true)
+		}()
+		dropped := false
+		near = await(ctx, s, at, p, end, collected, func(now part) bool {
+			select {
+			case <-collected:
+				dropped = far.part.End == endDropped
+			default:
+			}
+			return now.done() || dropped
+		})
+		<-collected
 	}
 	out.Hops = slices.Clone(near.There)
 	if far != nil && far.err == "" {
@@ -266,25 +275,23 @@ func (t *Tracer) send(v *view.View, src explain.End, p trace.Packet) (done func(
 	return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%v is no container of this host any longer", p.Src)}
 }
 
-// await waits until nothing more can happen here, or the patience ends.
-func await(ctx context.Context, s *trace.Session, at place, p trace.Packet, collected <-chan struct{}, far *remote) (now part) {
-	end := time.After(patience)
+// await waits until enough has happened here, or the end. wake makes it look again.
+func await(ctx context.Context, s *trace.Session, at place, p trace.Packet, end time.Time, wake <-chan struct{}, enough func(part) bool) (now part) {
+	late := time.After(time.Until(end))
 	for {
 		events, missing := s.Events()
 		now = assemble(at, p, events)
 		now.Missing = missing
-		if now.done() {
+		if enough(now) {
 			return now
 		}
 		select {
 		case <-ctx.Done():
 			return now
-		case <-end:
+		case <-late:
 			return now
-		case <-collected:
-			if collected = nil; far != nil && far.err == "" && far.part.End == endDropped {
-				return now
-			}
+		case <-wake:
+			wake = nil
 		case <-s.Changed():
 		}
 	}
