@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -68,19 +67,17 @@ func printTrace(w io.Writer, r api.TraceReply) {
 	}
 	fmt.Fprintf(w, "%s (%v) → %s (%v), %s\n", partyName(r.Source), r.From, partyName(r.Destination), r.To, what)
 	host := ""
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, h := range r.Hops {
 		if h.Host != host {
 			host = h.Host
-			fmt.Fprintf(table, "%s\n", host)
+			fmt.Fprintln(w, host)
 		}
 		text := h.What
 		if h.Detail != "" {
 			text += ": " + h.Detail
 		}
-		fmt.Fprintf(table, "  %.2f ms\t%s\t%s\t%s\n", h.At*1000, h.Stage, h.Verdict, text)
+		fmt.Fprintf(w, "%9.2f ms  %-11s  %-6s  %s\n", h.At*1000, h.Stage, h.Verdict, text)
 	}
-	table.Flush()
 	for _, text := range r.Incomplete {
 		fmt.Fprintln(w, "incomplete:", text)
 	}

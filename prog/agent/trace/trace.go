@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -214,7 +213,7 @@ func (t *Tracer) here(ctx context.Context, src, dst explain.End, p trace.Packet)
 		})
 		<-collected
 	}
-	out.Hops = slices.Clone(near.There)
+	out.Hops = append([]api.TraceHop{}, near.There...)
 	if far != nil && far.err == "" {
 		out.Hops = append(append(out.Hops, far.part.There...), far.part.Back...)
 	} else if far != nil {

@@ -84,7 +84,9 @@ func TestTraceFollowsPackets(t *testing.T) {
 	if r.RoundTrip == nil || *r.RoundTrip <= 0 || *r.RoundTrip > 5 {
 		t.Errorf("the round trip is %v, want a time", r.RoundTrip)
 	}
-	if !slices.ContainsFunc(r.Hops, func(h api.TraceHop) bool { return h.Stage == api.StageTunnel && strings.Contains(h.What, "direct, mtu=") }) {
+	if !slices.ContainsFunc(r.Hops, func(h api.TraceHop) bool {
+		return h.Stage == api.StageTunnel && strings.Contains(h.What, "direct, mtu=")
+	}) {
 		t.Errorf("the hops are %+v, want the state of the tunnel", r.Hops)
 	}
 	t.Log(run(t, p.Lab, "h1", "weft", "trace", "shop/web", "shop/db", "80"))
@@ -178,7 +180,9 @@ func TestTraceNamesTheRelay(t *testing.T) {
 	var r api.TraceReply
 	eventually.True(t, 60*time.Second, "the packet goes by the relay", func() bool {
 		r = p.trace("h1", "shop/web", "shop/db", "80")
-		return r.Result == api.TraceAnswered && slices.ContainsFunc(r.Hops, func(h api.TraceHop) bool { return strings.Contains(h.What, "relayed via ") && strings.Contains(h.What, "(h3)") })
+		return r.Result == api.TraceAnswered && slices.ContainsFunc(r.Hops, func(h api.TraceHop) bool {
+			return strings.Contains(h.What, "relayed via ") && strings.Contains(h.What, "(h3)")
+		})
 	})
 	run(t, p.Lab, "h1", "ip", "route", "add", "unreachable", "192.0.2.3/32")
 	eventually.True(t, 60*time.Second, "the packet is lost between the hosts", func() bool {
