@@ -11,6 +11,7 @@ import (
 
 	"weft/mesh/peer"
 	"weft/prog/agent/explain"
+	"weft/prog/agent/hops"
 	"weft/prog/agent/view"
 	"weft/prog/api"
 	"weft/prog/words"
@@ -78,10 +79,10 @@ func decode(b []byte) (p trace.Packet, w wire, err error) {
 }
 
 // clean keeps hops of another host within bounds, and printable. The host speaks for itself only.
-func clean(hops []api.TraceHop, host string) []api.TraceHop {
-	hops = hops[:min(len(hops), mostHops)]
-	for i := range hops {
-		h := &hops[i]
+func clean(list []api.TraceHop, host string) []api.TraceHop {
+	list = list[:min(len(list), mostHops)]
+	for i := range list {
+		h := &list[i]
 		for _, text := range []*string{&h.Stage, &h.What, &h.Verdict, &h.Detail, &h.Host} {
 			*text = words.Printable(*text, mostText)
 		}
@@ -89,16 +90,16 @@ func clean(hops []api.TraceHop, host string) []api.TraceHop {
 			h.Host = host
 		}
 	}
-	return hops
+	return list
 }
 
 // decodePart reads what another host saw.
-func decodePart(b []byte, host string) (p part, err error) {
+func decodePart(b []byte, host string) (p hops.Part, err error) {
 	if len(b) > mostAnswer {
 		return p, errors.New("its answer is too long")
 	}
 	if err := json.Unmarshal(b, &p); err != nil {
-		return part{}, fmt.Errorf("its answer is not understood: %w", err)
+		return hops.Part{}, fmt.Errorf("its answer is not understood: %w", err)
 	}
 	p.There, p.Back = clean(p.There, host), clean(p.Back, host)
 	for _, text := range []*string{&p.End, &p.Why, &p.BackEnd, &p.BackWhy, &p.Answer.What} {
@@ -274,7 +275,7 @@ func (t *Tracer) serveCollect(ctx context.Context, from peer.ID, payload []byte)
 	if wait {
 		end = end.Add(patience)
 	}
-	now := await(ctx, w.session, t.place(t.cfg.View.Get(), p, nil), p, end, nil, part.done)
+	now := await(ctx, w.session, t.place(t.cfg.View.Get(), p, nil), p, end, nil, hops.Part.Done)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.watches[key] == w {
@@ -284,11 +285,11 @@ func (t *Tracer) serveCollect(ctx context.Context, from peer.ID, payload []byte)
 }
 
 // ask asks the destination's host to record the packet; nil if there is none.
-func (t *Tracer) ask(ctx context.Context, v *view.View, dst explain.End, p trace.Packet) *remote {
+func (t *Tracer) ask(ctx context.Context, v *view.View, dst explain.End, p trace.Packet) *hops.Remote {
 	if dst.Owner == t.cfg.Self || dst.Owner == (peer.ID{}) {
 		return nil
 	}
-	far := &remote{name: v.Name(dst.Owner), path: t.path(v, dst.Owner)}
+	far := &hops.Remote{Name: v.Name(dst.Owner), Path: t.path(v, dst.Owner)}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	data, err := json.Marshal(wireOf(p))
@@ -296,13 +297,13 @@ func (t *Tracer) ask(ctx context.Context, v *view.View, dst explain.End, p trace
 		_, err = t.cfg.Mesh.Request(ctx, dst.Owner, requestWatch, data)
 	}
 	if err != nil {
-		far.err = words.Printable(words.Cause(err), mostText)
+		far.Err = words.Printable(words.Cause(err), mostText)
 	}
 	return far
 }
 
 // collect asks the destination's host what it saw.
-func (t *Tracer) collect(ctx context.Context, to peer.ID, p trace.Packet, far *remote, wait bool) {
+func (t *Tracer) collect(ctx context.Context, to peer.ID, p trace.Packet, far *hops.Remote, wait bool) {
 	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
 	w := wireOf(p)
@@ -312,10 +313,10 @@ func (t *Tracer) collect(ctx context.Context, to peer.ID, p trace.Packet, far *r
 		data, err = t.cfg.Mesh.Request(ctx, to, requestCollect, data)
 	}
 	if err == nil {
-		far.part, err = decodePart(data, far.name)
+		far.Part, err = decodePart(data, far.Name)
 	}
 	if err != nil {
-		far.err = words.Printable(words.Cause(err), mostText)
+		far.Err = words.Printable(words.Cause(err), mostText)
 	}
 }
 

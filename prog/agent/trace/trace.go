@@ -22,6 +22,7 @@ import (
 	"weft/mesh/peer"
 	"weft/prog/agent/attach"
 	"weft/prog/agent/explain"
+	"weft/prog/agent/hops"
 	"weft/prog/agent/live"
 	"weft/prog/agent/view"
 	"weft/prog/api"
@@ -190,10 +191,10 @@ func (t *Tracer) here(ctx context.Context, src, dst explain.End, p trace.Packet)
 	}
 	defer func() { err = errors.Join(err, sent()) }()
 	at, end := t.place(v, p, far), time.Now().Add(patience)
-	near := await(ctx, s, at, p, end, nil, func(now part) bool { return now.done() || far != nil && now.End == endTunnel })
+	near := await(ctx, s, at, p, end, nil, func(now hops.Part) bool { return now.Done() || far != nil && now.End == hops.EndTunnel })
 	switch {
-	case far == nil || far.err != "":
-	case near.BackEnd == "" && near.End != endTunnel: // it did not get there
+	case far == nil || far.Err != "":
+	case near.BackEnd == "" && near.End != hops.EndTunnel: // it did not get there
 		t.collect(ctx, dst.Owner, p, far, false)
 		far = nil
 	default:
@@ -203,28 +204,28 @@ func (t *Tracer) here(ctx context.Context, src, dst explain.End, p trace.Packet)
 			t.collect(ctx, dst.Owner, p, far, true)
 		}()
 		dropped := false
-		near = await(ctx, s, at, p, end, collected, func(now part) bool {
+		near = await(ctx, s, at, p, end, collected, func(now hops.Part) bool {
 			select {
 			case <-collected:
-				dropped = far.part.End == endDropped
+				dropped = far.Part.End == hops.EndDropped
 			default:
 			}
-			return now.done() || dropped
+			return now.Done() || dropped
 		})
 		<-collected
 	}
 	out.Hops = append([]api.TraceHop{}, near.There...)
-	if far != nil && far.err == "" {
-		out.Hops = append(append(out.Hops, far.part.There...), far.part.Back...)
+	if far != nil && far.Err == "" {
+		out.Hops = append(append(out.Hops, far.Part.There...), far.Part.Back...)
 	} else if far != nil {
-		out.Incomplete = append(out.Incomplete, far.name+" does not report: "+far.err)
+		out.Incomplete = append(out.Incomplete, far.Name+" does not report: "+far.Err)
 	}
 	out.Hops = append(out.Hops, near.Back...)
 	if near.Missing {
 		out.Incomplete = append(out.Incomplete, "the kernel reported more than could be recorded: hops may be missing")
 	}
-	out.Result, out.Ended = conclude(p, at.name, near, far)
-	if n := len(near.Back); n > 0 && near.BackEnd != endDropped {
+	out.Result, out.Ended = hops.Conclude(p, at.Name, near, far)
+	if n := len(near.Back); n > 0 && near.BackEnd != hops.EndDropped {
 		out.RoundTrip = new(near.Back[n-1].At)
 	}
 	t.explain(ctx, p, &out)
@@ -245,7 +246,7 @@ func (t *Tracer) explain(ctx context.Context, p trace.Packet, out *api.TraceRepl
 	if out.Result == api.TraceDropped {
 		ended = out.Ended
 	}
-	explained(out.Hops, e.Verdicts[0], &ended)
+	hops.Explain(out.Hops, e.Verdicts[0], &ended)
 	out.Ended = cmp.Or(ended, out.Ended)
 }
 
@@ -275,11 +276,11 @@ func (t *Tracer) send(v *view.View, src explain.End, p trace.Packet) (done func(
 }
 
 // await waits until enough has happened here, or the end. wake makes it look again.
-func await(ctx context.Context, s *trace.Session, at place, p trace.Packet, end time.Time, wake <-chan struct{}, enough func(part) bool) (now part) {
+func await(ctx context.Context, s *trace.Session, at hops.Place, p trace.Packet, end time.Time, wake <-chan struct{}, enough func(hops.Part) bool) (now hops.Part) {
 	late := time.After(time.Until(end))
 	for {
 		events, missing := s.Events()
-		now = assemble(at, p, events)
+		now = hops.Assemble(at, p, events)
 		now.Missing = missing
 		if enough(now) {
 			return now
@@ -297,8 +298,8 @@ func await(ctx context.Context, s *trace.Session, at place, p trace.Packet, end 
 }
 
 // place describes this host for a packet.
-func (t *Tracer) place(v *view.View, p trace.Packet, far *remote) place {
-	at := place{name: v.Name(t.cfg.Self), links: map[int]string{}, noRoute: "unknown"}
+func (t *Tracer) place(v *view.View, p trace.Packet, far *hops.Remote) hops.Place {
+	at := hops.Place{Name: v.Name(t.cfg.Self), Links: map[int]string{}, NoRoute: "unknown"}
 	h, err := link.Handle()
 	if err != nil {
 		return at
@@ -309,20 +310,20 @@ func (t *Tracer) place(v *view.View, p trace.Packet, far *remote) place {
 		return at
 	}
 	for _, l := range links {
-		at.links[l.Attrs().Index] = l.Attrs().Name
+		at.Links[l.Attrs().Index] = l.Attrs().Name
 	}
 	if _, err := link.WayTo(h, p.Dst, netip.Addr{}); err != nil {
-		at.noRoute = words.Cause(err)
+		at.NoRoute = words.Cause(err)
 	}
 	universe := v.Ring.Universe
 	for _, e := range t.cfg.Attached.Get() {
 		n, ok := universe.Slot(p.Src)
-		at.from = at.from || ok && n == e.Slot
+		at.From = at.From || ok && n == e.Slot
 		n, ok = universe.Slot(p.Dst)
-		at.to = at.to || ok && n == e.Slot
+		at.To = at.To || ok && n == e.Slot
 	}
 	if far != nil {
-		at.tunnel = " to " + far.name + ": " + far.path
+		at.Tunnel = " to " + far.Name + ": " + far.Path
 	}
 	return at
 }

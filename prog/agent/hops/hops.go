@@ -1,4 +1,7 @@
-package trace
+// Package hops turns what the kernels reported of one packet into hops that people read, and says where the packet ended.
+//
+// It only takes and returns values. Nothing here sends a packet or asks a host.
+package hops
 
 import (
 	"fmt"
@@ -16,26 +19,26 @@ import (
 	"weft/router/trace"
 )
 
-// place is a host at which a packet is followed.
-type place struct {
-	name     string // the host's name for output
-	links    map[int]string
-	from, to bool   // whether the source or the destination is a container of this host
-	tunnel   string // what is known of the tunnel to the other host
-	noRoute  string // why the kernel has no route, if it has none
+// Place is a host at which a packet is followed.
+type Place struct {
+	Name     string // the host's name for output
+	Links    map[int]string
+	From, To bool   // whether the source or the destination is a container of this host
+	Tunnel   string // what is known of the tunnel to the other host
+	NoRoute  string // why the kernel has no route, if it has none
 }
 
 // The ends of a packet at one host.
 const (
-	endDropped    = "dropped"
-	endUnroutable = "unroutable"
-	endDelivered  = "delivered" // to a container here, or to this host
-	endTunnel     = "tunnel"
-	endOutside    = "outside"
+	EndDropped    = "dropped"
+	EndUnroutable = "unroutable"
+	EndDelivered  = "delivered" // to a container here, or to this host
+	EndTunnel     = "tunnel"
+	EndOutside    = "outside"
 )
 
-// part is what one host saw.
-type part struct {
+// Part is what one host saw.
+type Part struct {
 	There []api.TraceHop `json:"there"`
 	End   string         `json:"end,omitempty"` // one of the constants above; empty: not known yet
 	Why   string         `json:"why,omitempty"` // why it was dropped
@@ -47,13 +50,13 @@ type part struct {
 	Missing bool           `json:"missing,omitempty"` // the kernel could not report everything
 }
 
-// done reports whether nothing more can happen here.
-func (p part) done() bool {
-	return p.End == endDropped || p.BackEnd != ""
+// Done reports whether nothing more can happen here.
+func (p Part) Done() bool {
+	return p.End == EndDropped || p.BackEnd != ""
 }
 
-// assemble returns what the events of one host mean.
-func assemble(at place, packet trace.Packet, events []trace.Event) (p part) {
+// Assemble returns what the events of one host mean.
+func Assemble(at Place, packet trace.Packet, events []trace.Event) (p Part) {
 	there, back := -1, -1
 	for _, e := range events {
 		if !e.Answer && there < 0 {
@@ -147,11 +150,11 @@ func chainName(e trace.Event) string {
 }
 
 // hops returns the hops of the packet, in the order of the kernel: it routes before it forwards.
-func (w walk) hops(at place) (list []api.TraceHop, end, why string) {
+func (w walk) hops(at Place) (list []api.TraceHop, end, why string) {
 	add := func(when time.Duration, stage, what, verdict, detail string) {
-		list = append(list, api.TraceHop{Host: at.name, At: (when - w.begun).Seconds(), Stage: stage, What: what, Verdict: verdict, Detail: detail})
+		list = append(list, api.TraceHop{Host: at.Name, At: (when - w.begun).Seconds(), Stage: stage, What: what, Verdict: verdict, Detail: detail})
 	}
-	in := at.links[w.in]
+	in := at.Links[w.in]
 	switch {
 	case w.in == 0:
 		add(w.begun, api.StageSource, "sent by the host itself", "", "")
@@ -176,16 +179,16 @@ func (w walk) hops(at place) (list []api.TraceHop, end, why string) {
 	if w.newDst != w.dst {
 		add(routed, api.StageNAT, fmt.Sprintf("destination %v becomes %v", w.dst, w.newDst), "", "")
 	}
-	out := at.links[w.out]
+	out := at.Links[w.out]
 	switch {
 	case hook == "input":
 		add(routed, api.StageRoute, "to this host", "", "")
 	case hook != "":
 		add(routed, api.StageRoute, "by link "+out, "", "")
 	case w.dropped == nil && w.passed["prerouting"]:
-		why = "the kernel does not route it: " + at.noRoute
+		why = "the kernel does not route it: " + at.NoRoute
 		add(w.last, api.StageRoute, why, "drop", "`ip route get` shows more; a wrong source address or an old iptables rule may also be the cause")
-		return list, endUnroutable, why
+		return list, EndUnroutable, why
 	}
 	if len(w.others) > 0 {
 		add(routed, api.StageFirewall, "passed other programs' chains: "+strings.Join(w.others, ", "), "accept", "")
@@ -197,7 +200,7 @@ func (w walk) hops(at place) (list []api.TraceHop, end, why string) {
 	for _, one := range []struct {
 		here  bool
 		stage string
-	}{{at.from, api.StageEgress}, {at.to, api.StageIngress}} {
+	}{{at.From, api.StageEgress}, {at.To, api.StageIngress}} {
 		if !one.here || hook == "" || verdict != "" && verdict != api.StageEgress && verdict != api.StageIngress {
 			continue
 		}
@@ -211,24 +214,24 @@ func (w walk) hops(at place) (list []api.TraceHop, end, why string) {
 	}
 	if w.dropped != nil {
 		_, text, _ := dropHere()
-		return list, endDropped, text
+		return list, EndDropped, text
 	}
 	switch {
 	case w.queued != nil && !w.passed["postrouting"] && !w.passed["input"]:
 		add(w.last, api.StageFirewall, "given to a program by a queue: "+chainName(*w.queued), "queue", "")
 	case w.passed["input"]:
 		add(w.last, api.StageDestination, "delivered to this host", "accept", "")
-		end = endDelivered
+		end = EndDelivered
 	case !w.passed["postrouting"]:
 	case out == link.Device:
-		add(w.last, api.StageTunnel, "into the tunnel"+at.tunnel, "accept", w.translated())
-		end = endTunnel
+		add(w.last, api.StageTunnel, "into the tunnel"+at.Tunnel, "accept", w.translated())
+		end = EndTunnel
 	case strings.HasPrefix(out, link.EndpointPrefix):
 		add(w.last, api.StageDestination, "to the container, on link "+out, "accept", w.translated())
-		end = endDelivered
+		end = EndDelivered
 	default:
 		add(w.last, api.StageOutside, "left by link "+out, "accept", w.translated())
-		end = endOutside
+		end = EndOutside
 	}
 	return list, end, ""
 }
@@ -257,27 +260,27 @@ func describe(e trace.Event) (stage, text, detail string) {
 }
 
 // answer returns one hop for the answer.
-func (w walk) answer(at place, a trace.Answer) (list []api.TraceHop, end, why string) {
-	hop := api.TraceHop{Host: at.name, At: (w.last - w.begun).Seconds(), Stage: api.StageAnswer, What: fmt.Sprintf("%s from %v", a.What, w.src)}
-	out := at.links[w.out]
+func (w walk) answer(at Place, a trace.Answer) (list []api.TraceHop, end, why string) {
+	hop := api.TraceHop{Host: at.Name, At: (w.last - w.begun).Seconds(), Stage: api.StageAnswer, What: fmt.Sprintf("%s from %v", a.What, w.src)}
+	out := at.Links[w.out]
 	switch {
 	case w.dropped != nil:
 		var stage string
 		stage, why, hop.Detail = describe(*w.dropped)
-		end, hop.Verdict = endDropped, "drop"
+		end, hop.Verdict = EndDropped, "drop"
 		hop.What += ": " + why
 		if stage == policy.Egress.String() || stage == policy.Ingress.String() {
 			why += " (" + stage + ")"
 		}
 	case w.passed["input"]:
-		end, hop.Verdict = endDelivered, "accept"
+		end, hop.Verdict = EndDelivered, "accept"
 		hop.What += ", to this host"
 	case w.passed["postrouting"]:
 		hop.Verdict = "accept"
-		if end = endOutside; out == link.Device {
-			end = endTunnel
+		if end = EndOutside; out == link.Device {
+			end = EndTunnel
 		} else if strings.HasPrefix(out, link.EndpointPrefix) {
-			end = endDelivered
+			end = EndDelivered
 		}
 		hop.What += ", by link " + out
 	}

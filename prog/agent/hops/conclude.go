@@ -1,4 +1,4 @@
-package trace
+package hops
 
 import (
 	"fmt"
@@ -8,37 +8,37 @@ import (
 	"weft/router/trace"
 )
 
-// remote is what the host of the destination saw.
-type remote struct {
-	name string
-	part part
-	err  string // why it did not report; empty: it did
-	path string // the state of the path to it
+// Remote is what the host of the destination saw.
+type Remote struct {
+	Name string
+	Part Part
+	Err  string // why it did not report; empty: it did
+	Path string // the state of the path to it
 }
 
-// conclude says where a packet ended. far is nil if source and destination are at one host, or if the destination is
+// Conclude says where a packet ended. far is nil if source and destination are at one host, or if the destination is
 // no host of the network.
-func conclude(packet trace.Packet, host string, near part, far *remote) (result, ended string) {
+func Conclude(packet trace.Packet, host string, near Part, far *Remote) (result, ended string) {
 	switch {
 	case len(near.There) == 0:
 		return api.TraceLost, fmt.Sprintf("the packet never reached nftables on %s: the link of the source is down, or a filter on the link (tc, or a table of family netdev) dropped it", host)
-	case near.End == endDropped:
+	case near.End == EndDropped:
 		return api.TraceDropped, host + ": " + near.Why
-	case near.End == endUnroutable:
+	case near.End == EndUnroutable:
 		return api.TraceUnroutable, host + ": " + near.Why
-	case far != nil && far.part.End == endDropped: // the answer is that of a rule that rejects
-		return api.TraceDropped, far.name + ": " + far.part.Why
-	case near.BackEnd == endDelivered:
+	case far != nil && far.Part.End == EndDropped: // the answer is that of a rule that rejects
+		return api.TraceDropped, far.Name + ": " + far.Part.Why
+	case near.BackEnd == EndDelivered:
 		return answered(near.Answer)
-	case near.BackEnd == endDropped:
+	case near.BackEnd == EndDropped:
 		return api.TraceDropped, "the answer was dropped on " + host + ": " + near.BackWhy
-	case near.End == endOutside:
+	case near.End == EndOutside:
 		return api.TraceLeft, "the packet left the network on " + host + "; no answer came back"
-	case near.End == endDelivered:
+	case near.End == EndDelivered:
 		return api.TraceUnanswered, unanswered(packet)
-	case near.End == endTunnel && far != nil:
+	case near.End == EndTunnel && far != nil:
 		return far.conclude(packet, host)
-	case near.End == endTunnel:
+	case near.End == EndTunnel:
 		return api.TraceLost, "the packet went into the tunnel, to a host that this one does not know"
 	}
 	return api.TraceLost, fmt.Sprintf("the packet was last seen on %s in the hop above: what dropped it is no rule of nftables (rules of iptables-legacy, for example, cannot be traced)", host)
@@ -64,29 +64,29 @@ func unanswered(p trace.Packet) string {
 }
 
 // conclude says where a packet ended that the source's host sent into the tunnel.
-func (r *remote) conclude(packet trace.Packet, host string) (result, ended string) {
-	between := fmt.Sprintf("between %s and %s; the path is %s", host, r.name, r.path)
-	switch p := r.part; {
-	case r.err != "":
-		return api.TraceLost, fmt.Sprintf("%s sent the packet into the tunnel, no answer came back, and %s does not report (%s); the path is %s", host, r.name, r.err, r.path)
+func (r *Remote) conclude(packet trace.Packet, host string) (result, ended string) {
+	between := fmt.Sprintf("between %s and %s; the path is %s", host, r.Name, r.Path)
+	switch p := r.Part; {
+	case r.Err != "":
+		return api.TraceLost, fmt.Sprintf("%s sent the packet into the tunnel, no answer came back, and %s does not report (%s); the path is %s", host, r.Name, r.Err, r.Path)
 	case len(p.There) == 0:
 		return api.TraceLost, "the packet was lost " + between
-	case p.End == endUnroutable:
-		return api.TraceUnroutable, r.name + ": " + p.Why
-	case p.BackEnd == endDropped:
-		return api.TraceDropped, "the answer was dropped on " + r.name + ": " + p.BackWhy
-	case p.BackEnd == endTunnel:
+	case p.End == EndUnroutable:
+		return api.TraceUnroutable, r.Name + ": " + p.Why
+	case p.BackEnd == EndDropped:
+		return api.TraceDropped, "the answer was dropped on " + r.Name + ": " + p.BackWhy
+	case p.BackEnd == EndTunnel:
 		return api.TraceLost, "the answer was lost " + between
-	case p.End == endDelivered && p.BackEnd == "":
+	case p.End == EndDelivered && p.BackEnd == "":
 		return api.TraceUnanswered, unanswered(packet)
-	case p.End == endOutside:
-		return api.TraceLeft, "the packet left the network on " + r.name + "; no answer came back"
+	case p.End == EndOutside:
+		return api.TraceLeft, "the packet left the network on " + r.Name + "; no answer came back"
 	}
-	return api.TraceLost, fmt.Sprintf("the packet was last seen on %s in the hop above: what dropped it is no rule of nftables", r.name)
+	return api.TraceLost, fmt.Sprintf("the packet was last seen on %s in the hop above: what dropped it is no rule of nftables", r.Name)
 }
 
-// explained adds the sentences of the policies to the hops of policies, and to the end if they decided it.
-func explained(hops []api.TraceHop, v api.Verdict, ended *string) {
+// Explain adds the sentences of the policies to the hops of policies, and to the end if they decided it.
+func Explain(hops []api.TraceHop, v api.Verdict, ended *string) {
 	for i := range hops {
 		h := &hops[i]
 		d := v.Egress
