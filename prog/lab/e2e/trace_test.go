@@ -175,8 +175,7 @@ func TestTraceNamesTheRelay(t *testing.T) {
 	p.add("h1/web", lab.Identity{Namespace: "shop", Name: "web"})
 	p.add("h2/db", lab.Identity{Namespace: "shop", Name: "db"}, 80)
 	p.settled("h1")
-	run(t, p.Lab, "h1", "ip", "route", "add", "unreachable", "192.0.2.2/32")
-	run(t, p.Lab, "h2", "ip", "route", "add", "unreachable", "192.0.2.1/32")
+	between(t, p.Lab, pattern{cut: []string{"h1-h2"}}.rules()...)
 	var r api.TraceReply
 	eventually.True(t, 60*time.Second, "the packet goes by the relay", func() bool {
 		r = p.trace("h1", "shop/web", "shop/db", "80")
@@ -184,7 +183,7 @@ func TestTraceNamesTheRelay(t *testing.T) {
 			return strings.Contains(h.What, "relayed via ") && strings.Contains(h.What, "(h3)")
 		})
 	})
-	run(t, p.Lab, "h1", "ip", "route", "add", "unreachable", "192.0.2.3/32")
+	between(t, p.Lab, pattern{cut: []string{"h1-h2", "h1-h3"}}.rules()...)
 	eventually.True(t, 60*time.Second, "the packet is lost between the hosts", func() bool {
 		r = p.trace("h1", "shop/web", "shop/db", "80")
 		return r.Result == api.TraceLost && strings.Contains(r.Ended, "the path is")
