@@ -89,7 +89,7 @@ func TestTraceFollowsPackets(t *testing.T) {
 	}) {
 		t.Errorf("the hops are %+v, want the state of the tunnel", r.Hops)
 	}
-	t.Log(run(t, p.Lab, "h1", "weft", "trace", "shop/web", "shop/db", "80"))
+	says(t, run(t, p.Lab, "h1", "weft", "trace", "shop/web", "shop/db", "80"), "direct, mtu=", "ANSWERED: ")
 	p.leftNothing("h1", "h2")
 	p.tracedByPolicies()
 	p.tracedThroughFirewalls()
