@@ -24,7 +24,8 @@ func word(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 func message(packet Packet) []byte {
 	b := packet.Bytes()
 	return bytes.Join([][]byte{
-		{unix.NFPROTO_IPV4, 0, 0, 0}, attr(attrTable, []byte("filter\x00")), attr(attrChain, []byte("DOCKER\x00")), attr(attrHandle, []byte{0, 0, 0, 0, 0, 0, 0, 7}),
+		{unix.NFPROTO_IPV4, 0, 0, 0},
+		attr(attrTable, []byte("filter\x00")), attr(attrChain, []byte("DOCKER\x00")), attr(attrHandle, []byte{0, 0, 0, 0, 0, 0, 0, 7}),
 		attr(attrType, word(3)), attr(attrVerdict, attr(verdictCode, word(0))), attr(attrID, word(9)), attr(attrNetwork, b[:20]), attr(attrTransport, b[20:]),
 		attr(attrIn, word(4)), attr(attrOut, word(5)),
 	}, nil)

@@ -68,7 +68,7 @@ func (p Packet) Bytes() []byte {
 func (p Packet) body() []byte {
 	b := binary.BigEndian.AppendUint16(nil, p.ID)
 	b = binary.BigEndian.AppendUint16(b, p.Port)
-	at := 0 // the offset of the checksum
+	var at int // the offset of the checksum
 	switch p.Protocol {
 	case policy.TCP:
 		b = append(b, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, flagSYN, 0xff, 0xff, 0, 0, 0, 0) // sequence number 1, no options

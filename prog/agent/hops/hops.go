@@ -154,22 +154,8 @@ func (w walk) hops(at Place) (list []api.TraceHop, end, why string) {
 	add := func(when time.Duration, stage, what, verdict, detail string) {
 		list = append(list, api.TraceHop{Host: at.Name, At: (when - w.begun).Seconds(), Stage: stage, What: what, Verdict: verdict, Detail: detail})
 	}
-	in := at.Links[w.in]
-	switch {
-	case w.in == 0:
-		add(w.begun, api.StageSource, "sent by the host itself", "", "")
-	case in == link.Device:
-		add(w.begun, api.StageTunnel, "arrived from the tunnel "+in, "", "")
-	case strings.HasPrefix(in, link.EndpointPrefix):
-		add(w.begun, api.StageSource, "from the container, on link "+in, "", "")
-	default:
-		add(w.begun, api.StageSource, "arrived on link "+in, "", "")
-	}
-	dropHere := func() (string, string, string) {
-		stage, text, detail := describe(*w.dropped)
-		add(w.dropped.At, stage, text, "drop", detail)
-		return stage, text, detail
-	}
+	stage, what := w.arrival(at)
+	add(w.begun, stage, what, "", "")
 	hook, routed := "", w.last
 	for _, one := range []string{"input", "forward", "output"} {
 		if t, ok := w.times[one]; ok {
@@ -213,27 +199,50 @@ func (w walk) hops(at Place) (list []api.TraceHop, end, why string) {
 		add(w.last, one.stage, "policies", "accept", "")
 	}
 	if w.dropped != nil {
-		_, text, _ := dropHere()
+		stage, text, detail := describe(*w.dropped)
+		add(w.dropped.At, stage, text, "drop", detail)
 		return list, EndDropped, text
 	}
+	stage, what, end = w.departure(at.Links[w.out])
 	switch {
-	case w.queued != nil && !w.passed["postrouting"] && !w.passed["input"]:
+	case end != "":
+		if end == EndTunnel {
+			what += at.Tunnel
+		}
+		add(w.last, stage, what, "accept", w.translated())
+	case w.queued != nil:
 		add(w.last, api.StageFirewall, "given to a program by a queue: "+chainName(*w.queued), "queue", "")
-	case w.passed["input"]:
-		add(w.last, api.StageDestination, "delivered to this host", "accept", "")
-		end = EndDelivered
-	case !w.passed["postrouting"]:
-	case out == link.Device:
-		add(w.last, api.StageTunnel, "into the tunnel"+at.Tunnel, "accept", w.translated())
-		end = EndTunnel
-	case strings.HasPrefix(out, link.EndpointPrefix):
-		add(w.last, api.StageDestination, "to the container, on link "+out, "accept", w.translated())
-		end = EndDelivered
-	default:
-		add(w.last, api.StageOutside, "left by link "+out, "accept", w.translated())
-		end = EndOutside
 	}
 	return list, end, ""
+}
+
+// arrival says how the packet came to this host.
+func (w walk) arrival(at Place) (stage, what string) {
+	switch in := at.Links[w.in]; {
+	case w.in == 0:
+		return api.StageSource, "sent by the host itself"
+	case in == link.Device:
+		return api.StageTunnel, "arrived from the tunnel " + in
+	case strings.HasPrefix(in, link.EndpointPrefix):
+		return api.StageSource, "from the container, on link " + in
+	default:
+		return api.StageSource, "arrived on link " + in
+	}
+}
+
+// departure says where a packet went that all rules accepted; end is empty if it did not get that far.
+func (w walk) departure(out string) (stage, what, end string) {
+	switch {
+	case w.passed["input"]:
+		return api.StageDestination, "delivered to this host", EndDelivered
+	case !w.passed["postrouting"]:
+		return "", "", ""
+	case out == link.Device:
+		return api.StageTunnel, "into the tunnel", EndTunnel
+	case strings.HasPrefix(out, link.EndpointPrefix):
+		return api.StageDestination, "to the container, on link " + out, EndDelivered
+	}
+	return api.StageOutside, "left by link " + out, EndOutside
 }
 
 func (w walk) translated() string {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -327,9 +328,13 @@ func (t *Tracer) path(v *view.View, id peer.ID) string {
 		if c.Peer != id.String() {
 			continue
 		}
+		var via []string
+		for _, one := range c.Via {
+			via = append(via, t.nameOf(v, one))
+		}
 		text := c.State
-		for i, via := range c.Via {
-			text += map[bool]string{true: " via ", false: ", "}[i == 0] + t.nameOf(v, via)
+		if len(via) > 0 {
+			text += " via " + strings.Join(via, ", ")
 		}
 		if c.MTU != 0 {
 			text += fmt.Sprintf(", mtu=%d", c.MTU)

@@ -191,7 +191,9 @@ func (t *Tracer) here(ctx context.Context, src, dst explain.End, p trace.Packet)
 	}
 	defer func() { err = errors.Join(err, sent()) }()
 	at, end := t.place(v, p, far), time.Now().Add(patience)
-	near := await(ctx, s, at, p, end, nil, func(now hops.Part) bool { return now.Done() || far != nil && far.Err == "" && now.End == hops.EndTunnel })
+	near := await(ctx, s, at, p, end, nil, func(now hops.Part) bool {
+		return now.Done() || far != nil && far.Err == "" && now.End == hops.EndTunnel
+	})
 	switch {
 	case far == nil || far.Err != "":
 	case near.BackEnd == "" && near.End != hops.EndTunnel: // it did not get there

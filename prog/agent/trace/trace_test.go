@@ -62,7 +62,7 @@ func FuzzAnswers(f *testing.F) {
 		_, _, _ = decodePacket(b)
 		var list []api.TraceHop
 		if p, err := decodePart(b, "h2"); err == nil {
-			list = append(p.There, p.Back...)
+			list = append(append(list, p.There...), p.Back...)
 			hops.Conclude(packet, "h1", hops.Part{There: list, End: hops.EndTunnel}, &hops.Remote{Name: "h2", Part: p})
 			for _, h := range list {
 				if h.Host != "h2" {

@@ -153,10 +153,10 @@ func (p *policyLab) tracedWithoutAnswer() {
 // An agent that is killed during a trace leaves nothing once it has started again.
 func (p *policyLab) tracedAfterAKill() {
 	p.t.Helper()
-	done := make(chan error, 1)
+	done := make(chan struct{})
 	go func() {
-		_, err := p.weft("h1", "", "trace", "shop/web", "203.0.113.9", "80")
-		done <- err
+		defer close(done)
+		_, _ = p.weft("h1", "", "trace", "shop/web", "203.0.113.9", "80") // it is killed
 	}()
 	eventually.True(p.t, 5*time.Second, "a trace runs", func() bool {
 		return strings.Contains(run(p.t, p.Lab, "h1", "ip", "-o", "link"), "wft-trace")
