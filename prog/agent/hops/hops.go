@@ -156,12 +156,7 @@ func (w walk) hops(at Place) (list []api.TraceHop, end, why string) {
 	}
 	stage, what := w.arrival(at)
 	add(w.begun, stage, what, "", "")
-	hook, routed := "", w.last
-	for _, one := range []string{"input", "forward", "output"} {
-		if t, ok := w.times[one]; ok {
-			hook, routed = one, t
-		}
-	}
+	hook, routed := w.route()
 	if w.newDst != w.dst {
 		add(routed, api.StageNAT, fmt.Sprintf("destination %v becomes %v", w.dst, w.newDst), "", "")
 	}
@@ -214,6 +209,17 @@ func (w walk) hops(at Place) (list []api.TraceHop, end, why string) {
 		add(w.last, api.StageFirewall, "given to a program by a queue: "+chainName(*w.queued), "queue", "")
 	}
 	return list, end, ""
+}
+
+// route returns the hook to which the kernel routed the packet, and when; empty if it did not.
+func (w walk) route() (hook string, at time.Duration) {
+	at = w.last
+	for _, one := range []string{"input", "forward", "output"} {
+		if t, ok := w.times[one]; ok {
+			hook, at = one, t
+		}
+	}
+	return hook, at
 }
 
 // arrival says how the packet came to this host.
