@@ -26,6 +26,7 @@ import (
 	"weft/router/nft"
 	"weft/router/policy"
 	"weft/router/problem"
+	"weft/router/trace"
 	"weft/router/wg"
 )
 
@@ -298,6 +299,9 @@ func Remove(ctx context.Context) error {
 		if err := endpoint.Delete(l); err != nil {
 			return err
 		}
+	}
+	if err := trace.Clean(); err != nil {
+		return err
 	}
 	if err := datapath.Stop(ctx); err != nil {
 		return err

@@ -38,6 +38,7 @@ import (
 	"weft/prog/agent/settings"
 	"weft/prog/agent/statedir"
 	"weft/prog/agent/status"
+	"weft/prog/agent/trace"
 	"weft/prog/agent/unattached"
 	"weft/prog/agent/underlay"
 	"weft/prog/agent/view"
@@ -84,6 +85,7 @@ type parts struct {
 	network    *network.Overview
 	check      *check.Checker
 	matrix     *matrix.Matrix
+	trace      *trace.Tracer
 	bundle     *bundle.Collector
 	control    *control.Server
 }
@@ -265,6 +267,7 @@ func (r *run) wireQueries(h host, p *parts) {
 	p.network = network.New(network.Config{Self: t.Self, Mesh: p.mesh, View: seen, Reporter: p.status, Know: p.enforce.Snapshot})
 	p.matrix = matrix.New(matrix.Config{Self: t.Self, Mesh: p.mesh, View: seen, Endpoints: p.attached, Program: []string{"/proc/self/exe", "check-endpoint"}, Log: log})
 	p.check = check.New(check.Config{Self: t.Self, Mesh: p.mesh, View: seen, Report: p.status.Report, StateDir: o.StateDir, Containers: p.matrix.Test})
+	p.trace = trace.New(trace.Config{Self: t.Self, Mesh: p.mesh, View: seen, Attached: &p.attached.Value, Explain: p.explain, Paths: p.paths.Status, Log: log})
 	p.bundle = bundle.New(bundle.Config{
 		Self: t.Self, Mesh: p.mesh, Report: p.status.Report, Logs: o.Recent.Logs, Policies: p.policies.Policies, Rules: p.router.Rules, Find: p.network.Find,
 	})
@@ -272,7 +275,7 @@ func (r *run) wireQueries(h host, p *parts) {
 	p.control.Attachments, p.control.Service, p.control.View = p.attached, p.names, p.policies
 	p.control.Explainer, p.control.Reporter, p.control.Board = p.explain, p.status, r.board
 	p.control.Membership, p.control.Overview, p.control.Checker, p.control.Collector, p.control.Recent = p.membership, p.network, p.check, p.bundle, o.Recent
-	p.control.FlowView = p.flows
+	p.control.FlowView, p.control.Tracer = p.flows, p.trace
 	r.board.Add(p.conditions(o.StateDir)...)
 	p.replicate(try)
 }

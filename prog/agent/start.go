@@ -50,7 +50,7 @@ func (p *parts) replicate(try *dryrun.DryRun) {
 		p.mesh.Handle(kind, h)
 	}
 	for _, handlers := range []map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
-		p.ipam.Handlers(), p.pairs.Handlers(), p.policies.Handlers(), p.explain.Handlers(), p.flows.Handlers(), try.Handlers(), p.network.Handlers(), p.check.Handlers(), p.matrix.Handlers(), p.bundle.Handlers(),
+		p.ipam.Handlers(), p.pairs.Handlers(), p.policies.Handlers(), p.explain.Handlers(), p.flows.Handlers(), try.Handlers(), p.network.Handlers(), p.check.Handlers(), p.matrix.Handlers(), p.trace.Handlers(), p.bundle.Handlers(),
 	} {
 		for kind, h := range handlers {
 			p.mesh.Handle(kind, mesh.Handler(h))
@@ -81,7 +81,7 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 	p.attached.Look(ctx) // must come before the first plan changes the kernel
 	run(
 		p.attached.Run, p.unattached.Run, p.enforce.Run, p.publish.Run, p.datapath.Run, p.datapath.WatchTable, p.measure.Run, p.links.Run, p.paths.Run, p.matrix.Run,
-		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) }, p.flows.Run,
+		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) }, p.flows.Run, p.trace.Run,
 		func(ctx context.Context) error { return r.discover.Follow(ctx, p.mesh, &p.view.Value) },
 		func(ctx context.Context) error { return h.run(ctx, p) },
 	)

@@ -40,6 +40,7 @@ func (a *app) completions(root *cobra.Command) {
 	complete("rmpeer", each(others))
 	complete("forget", each(targets))
 	complete("policy explain", first(2, endpoints))
+	complete("trace", first(2, endpoints))
 	complete("policy get", first(1, policies))
 	complete("policy delete", each(policies))
 	complete("detach", first(1, containers))

@@ -74,6 +74,7 @@ var outputs = map[string]struct {
 	"weft policy list":        {value: []api.Policy{}, args: "policy list"},
 	"weft policy get":         {value: map[string]any{}, args: "policy get web"}, // a manifest
 	"weft flows":              {value: api.FlowsReply{}, args: "flows"},
+	"weft trace":              {value: api.TraceReply{}, args: "trace shop/web shop/db 80", code: ExitFailed},
 	"weft policy explain":     {value: api.Explanation{}, args: "policy explain web db"},
 	"weft probe icmp":         {value: []probe.Result{}},
 	"weft probe udp":          {value: []probe.Result{}},

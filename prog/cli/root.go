@@ -136,7 +136,7 @@ func (a *app) root() *cobra.Command {
 		a.launch(), a.agent(), a.stop(), a.reset(), a.prime(), a.connect(), a.forget(), a.rmpeer(), a.unban(), a.id(),
 		a.attach(), a.detach(), a.ps(), a.expose(), a.hide(),
 		a.dnsAdd(), a.dnsRemove(), a.dnsLookup(),
-		a.policy(), a.flows(),
+		a.policy(), a.flows(), a.trace(),
 		a.status(), a.check(), a.checkEndpoint(), a.logs(), a.bundle(), a.report(), a.ui(), a.version(), a.config(), a.token(), a.datapath(),
 		lab.Command(), probe.Command(a.addressesOf),
 	)

@@ -121,3 +121,15 @@ func afterExtensions(next byte, b []byte) (byte, []byte) {
 	}
 	return next, nil
 }
+
+// DropChain returns the direction whose policies a chain ends with a drop.
+func DropChain(name string) (policy.Direction, bool) {
+	name, drops := strings.CutPrefix(name, "drop-")
+	name = strings.TrimPrefix(name, directions[2].prefix())
+	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
+		if drops && name == d.String() {
+			return d, true
+		}
+	}
+	return 0, false
+}

@@ -29,6 +29,7 @@ import (
 	"weft/prog/agent/policyview"
 	"weft/prog/agent/ready"
 	"weft/prog/agent/status"
+	"weft/prog/agent/trace"
 	"weft/prog/agent/view"
 	"weft/prog/api"
 	"weft/prog/api/server"
@@ -83,6 +84,7 @@ type Server struct {
 	*check.Checker
 	*logs.Recent
 	*bundle.Collector
+	*trace.Tracer
 	FlowView *flowview.View
 
 	cfg       Config

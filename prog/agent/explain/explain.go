@@ -62,11 +62,6 @@ func New(cfg Config) *Explainer { return &Explainer{cfg} }
 
 // Explain evaluates a connection.
 func (x *Explainer) Explain(ctx context.Context, req api.ExplainRequest) (out api.Explanation, err error) {
-	v := x.cfg.View.Get()
-	if v == nil {
-		return out, &api.Error{Code: api.CodeNotReady, Message: "the agent has just started and knows no other peer yet: try again in a moment"}
-	}
-	k := x.cfg.Policies.Snapshot()
 	proto := enforce.Protocol(cmp.Or(req.Protocol, "TCP"))
 	icmp := strings.EqualFold(req.Protocol, policy.ICMP.String())
 	switch {
@@ -77,15 +72,11 @@ func (x *Explainer) Explain(ctx context.Context, req api.ExplainRequest) (out ap
 	case proto == 0:
 		return out, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("protocol %q is not TCP, UDP, SCTP or ICMP", req.Protocol)}
 	}
-	src, err := x.side(v, req.Source, k.World)
+	k := x.cfg.Policies.Snapshot()
+	src, dst, err := x.sides(k, req.Source, req.Destination)
 	if err != nil {
 		return out, err
 	}
-	dst, err := x.side(v, req.Destination, k.World)
-	if err != nil {
-		return out, err
-	}
-	dst = behindGateway(v, src, dst)
 	out = api.Explanation{Source: src.Party, Destination: dst.Party, Port: "any", Verdicts: []api.Verdict{}}
 	q := question{
 		Port: req.Port, AnyPort: req.Port == 0 && !icmp,

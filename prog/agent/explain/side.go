@@ -21,6 +21,34 @@ type side struct {
 	owner    peer.ID         // the peer of the endpoint, or of the node address
 }
 
+// End is one end of a connection, as people name it.
+type End struct {
+	api.Party
+	Owner     peer.ID // the peer of the endpoint, or of the node address; zero: an address outside the network
+	Container bool
+}
+
+// Ends finds the source and the destination that two arguments name.
+func (x *Explainer) Ends(source, destination string) (src, dst End, err error) {
+	s, d, err := x.sides(x.cfg.Policies.Snapshot(), source, destination)
+	return End{s.Party, s.owner, s.endpoint.ID != ""}, End{d.Party, d.owner, d.endpoint.ID != ""}, err
+}
+
+// sides finds both ends of a connection.
+func (x *Explainer) sides(k enforce.Snapshot, source, destination string) (src, dst side, err error) {
+	v := x.cfg.View.Get()
+	if v == nil {
+		return src, dst, &api.Error{Code: api.CodeNotReady, Message: "the agent has just started and knows no other peer yet: try again in a moment"}
+	}
+	if src, err = x.side(v, source, k.World); err != nil {
+		return src, dst, err
+	}
+	if dst, err = x.side(v, destination, k.World); err != nil {
+		return src, dst, err
+	}
+	return src, behindGateway(v, src, dst), nil
+}
+
 // asEndpoint returns the endpoint of a side. A side without an endpoint becomes an endpoint without
 // labels, which policies select by its address only.
 func (s side) asEndpoint() policy.Endpoint {

@@ -37,6 +37,7 @@ type Agent interface {
 	RevokeToken(context.Context, api.RevokeRequest) (api.RevokeReply, error)
 	Usage(context.Context) (map[string]api.Usage, error)
 	Flows(context.Context, api.FlowsRequest) (api.FlowsReply, error)
+	Trace(context.Context, api.TraceRequest) (api.TraceReply, error)
 	Policies
 	Network
 }
@@ -65,6 +66,7 @@ func Handler(a Agent) http.Handler {
 	write(mux, api.PathDropName, quiet(a.RemoveName))
 	write(mux, api.PathLookup, a.Lookup)
 	write(mux, api.PathFlows, a.Flows)
+	write(mux, api.PathTrace, a.Trace)
 	AddPolicies(mux, a)
 	addNetwork(mux, a)
 	return mux
