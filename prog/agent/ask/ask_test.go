@@ -109,3 +109,16 @@ func TestCancellingTheCallerEndsAllRequests(t *testing.T) {
 		}
 	})
 }
+
+// One member's requests are limited, and do not use up those of another.
+func TestLimitIsPerMember(t *testing.T) {
+	l, now, allowed := Limit{Every: time.Second, Burst: 4}, time.Unix(1000, 0), 0
+	for range 100 {
+		if l.Allow(peer.ID{1}, now) {
+			allowed++
+		}
+	}
+	if allowed != 4 || !l.Allow(peer.ID{2}, now) || !l.Allow(peer.ID{1}, now.Add(time.Second)) || l.Allow(peer.ID{1}, now.Add(time.Second)) {
+		t.Errorf("%d requests at once are allowed; want 4, one of another member, and one more of the first each second", allowed)
+	}
+}

@@ -62,7 +62,7 @@ type Config struct {
 type View struct {
 	cfg   Config
 	wake  chan struct{} // receives when flows wait for names
-	limit limiter
+	limit *ask.Limit
 	// narrowed is what the kernel filters events by; of the goroutine that reads the table.
 	narrowed slot.Universe
 
@@ -87,6 +87,7 @@ type denial struct {
 func New(cfg Config) *View {
 	return &View{
 		cfg: cfg, wake: make(chan struct{}, 1), table: flows.New(flows.DefaultLimits, uint64(cfg.Started.UnixMicro())),
+		limit: newLimit(),
 	}
 }
 

@@ -277,7 +277,7 @@ func FuzzRemote(f *testing.F) {
 	w, h := newView(f)
 	w.take([]conntrack.Event{connection(h, "shop/web", "shop/db", 80)})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		w.limit = limiter{}
+		w.limit = newLimit()
 		_, _ = w.serve(t.Context(), peer.ID{1}, data)
 		list, err := decodeAnswer(data, &api.FlowsHost{Peer: "p"}, 10)
 		if err != nil {

@@ -9,10 +9,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"weft/mesh/peer"
+	"weft/prog/agent/ask"
 	"weft/prog/api"
 )
 
@@ -28,8 +28,6 @@ const (
 	// A member may ask this often; a command that follows flows asks once a second.
 	askRate  = 4 * time.Second / 16
 	askBurst = 16
-	// mostAskers bounds the members that are counted.
-	mostAskers = 4096
 )
 
 // listed is the answer of one host.
@@ -38,30 +36,7 @@ type listed struct {
 	Flows []api.Flow    `json:"flows"`
 }
 
-// limiter bounds how often each member is answered: one member's questions never use up those of
-// another. The zero value is ready to use.
-type limiter struct {
-	mu   sync.Mutex
-	free map[peer.ID]time.Time // when a member's last question is paid for
-}
-
-// allow reports whether a member may ask now.
-func (l *limiter) allow(id peer.ID, now time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.free == nil || len(l.free) >= mostAskers {
-		l.free = map[peer.ID]time.Time{}
-	}
-	at := l.free[id]
-	if at.Before(now) {
-		at = now
-	}
-	if at.Sub(now) > askBurst*askRate {
-		return false
-	}
-	l.free[id] = at.Add(askRate)
-	return true
-}
+func newLimit() *ask.Limit { return &ask.Limit{Every: askRate, Burst: askBurst} }
 
 // Handlers answer other members, by the kind of request.
 func (w *View) Handlers() map[string]func(context.Context, peer.ID, []byte) ([]byte, error) {
@@ -70,7 +45,7 @@ func (w *View) Handlers() map[string]func(context.Context, peer.ID, []byte) ([]b
 
 // serve answers a member with the flows of this host alone.
 func (w *View) serve(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
-	if !w.limit.allow(from, time.Now()) {
+	if !w.limit.Allow(from, time.Now()) {
 		return nil, errors.New("too many questions about flows: try again in a moment")
 	}
 	req, err := decodeRequest(payload)

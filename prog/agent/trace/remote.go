@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
 	"weft/mesh/peer"
@@ -33,8 +32,9 @@ const (
 	mostAnswer  = 256 << 10
 	mostHops    = 64
 	mostText    = 600
-	mostAskers  = 4096
 )
+
+var errTooMany = errors.New("too many traces: try again in a moment")
 
 // wire is a packet in a request.
 type wire struct {
@@ -126,34 +126,6 @@ func decodeReply(b []byte) (r api.TraceReply, err error) {
 	return r, nil
 }
 
-// limiter bounds how often each member makes this host send or record a packet: one member's requests never use up
-// those of another.
-type limiter struct {
-	rate time.Duration // of lasting requests; some may come at once
-
-	mu   sync.Mutex
-	paid map[peer.ID]time.Time // until when a member's requests are paid for
-}
-
-// allow returns an error if a member may not ask now.
-func (l *limiter) allow(id peer.ID, now time.Time) error {
-	const burst = 4 * time.Second
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.paid == nil || len(l.paid) >= mostAskers {
-		l.paid = map[peer.ID]time.Time{}
-	}
-	paid := l.paid[id]
-	if paid.Before(now) {
-		paid = now
-	}
-	if paid.Add(l.rate).Sub(now) > burst {
-		return errors.New("too many traces: try again in a moment")
-	}
-	l.paid[id] = paid.Add(l.rate)
-	return nil
-}
-
 // watch is a packet that another host is about to send here.
 type watch struct {
 	session *trace.Session
@@ -195,8 +167,8 @@ func (t *Tracer) serveRun(ctx context.Context, from peer.ID, payload []byte) ([]
 	if err != nil {
 		return nil, err
 	}
-	if err := t.sending.allow(from, time.Now()); err != nil {
-		return nil, err
+	if !t.sending.Allow(from, time.Now()) {
+		return nil, errTooMany
 	}
 	src, dst, err := t.cfg.Explain.Ends(p.Src.String(), p.Dst.String())
 	if err != nil {
@@ -231,8 +203,8 @@ func (t *Tracer) serveWatch(_ context.Context, from peer.ID, payload []byte) ([]
 	if src.Owner != from || dst.Owner != t.cfg.Self {
 		return nil, errors.New("only packets from an address of the asking host to one of this host are traced")
 	}
-	if err := t.watching.allow(from, time.Now()); err != nil {
-		return nil, err
+	if !t.watching.Allow(from, time.Now()) {
+		return nil, errTooMany
 	}
 	free, err := t.take()
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"weft/mesh/peer"
+	"weft/prog/agent/ask"
 	"weft/prog/agent/attach"
 	"weft/prog/agent/explain"
 	"weft/prog/agent/hops"
@@ -67,7 +68,7 @@ type Tracer struct {
 	cfg   Config
 	slots chan struct{} // has one value for each trace that runs
 
-	sending, watching limiter
+	sending, watching *ask.Limit
 
 	mu      sync.Mutex
 	watches map[string]*watch
@@ -75,7 +76,7 @@ type Tracer struct {
 
 // New makes a tracer.
 func New(cfg Config) *Tracer {
-	return &Tracer{cfg: cfg, slots: make(chan struct{}, mostAtOne), sending: limiter{rate: time.Second}, watching: limiter{rate: time.Second / 4}, watches: map[string]*watch{}}
+	return &Tracer{cfg: cfg, slots: make(chan struct{}, mostAtOne), sending: &ask.Limit{Every: time.Second, Burst: 4}, watching: &ask.Limit{Every: time.Second / 4, Burst: 16}, watches: map[string]*watch{}}
 }
 
 // Run removes what an earlier agent has left, and ends the traces when ctx ends.

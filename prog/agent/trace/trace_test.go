@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"weft/mesh/peer"
 	"weft/prog/agent/agenttest"
@@ -16,25 +15,6 @@ import (
 )
 
 var packet = trace.Packet{Protocol: policy.TCP, Src: netip.MustParseAddr("10.32.0.2"), Dst: netip.MustParseAddr("10.40.0.1"), Port: 80, ID: 64000}
-
-// One member's requests are limited, and do not use up those of another.
-func TestLimiterIsPerMember(t *testing.T) {
-	l, now, allowed := limiter{rate: time.Second}, time.Unix(1000, 0), 0
-	for range 100 {
-		if l.allow(peer.ID{1}, now) == nil {
-			allowed++
-		}
-	}
-	if allowed != 4 {
-		t.Errorf("%d requests at once are allowed, want 4", allowed)
-	}
-	if err := l.allow(peer.ID{2}, now); err != nil {
-		t.Errorf("another member gets %v, want an answer", err)
-	}
-	if err := l.allow(peer.ID{1}, now.Add(time.Second)); err != nil {
-		t.Errorf("a second later the member gets %v, want an answer", err)
-	}
-}
 
 // Requests for packets of others are refused before anything is sent.
 func TestBadRequestsAreRefused(t *testing.T) {
