@@ -217,6 +217,13 @@ func (t *Tracer) here(ctx context.Context, src, dst explain.End, p trace.Packet)
 		})
 		<-collected
 	}
+	out = assemble(p, at.Name, near, far)
+	t.explain(ctx, p, &out)
+	return out, nil
+}
+
+// assemble puts together what the kernels of both hosts reported. far is nil if the packet did not get there.
+func assemble(p trace.Packet, name string, near hops.Part, far *hops.Remote) (out api.TraceReply) {
 	out.Hops = append([]api.TraceHop{}, near.There...)
 	if far != nil && far.Err == "" {
 		out.Hops = append(append(out.Hops, far.Part.There...), far.Part.Back...)
@@ -227,12 +234,11 @@ func (t *Tracer) here(ctx context.Context, src, dst explain.End, p trace.Packet)
 	if near.Missing {
 		out.Incomplete = append(out.Incomplete, "the kernel reported more than could be recorded: hops may be missing")
 	}
-	out.Result, out.Ended = hops.Conclude(p, at.Name, near, far)
+	out.Result, out.Ended = hops.Conclude(p, name, near, far)
 	if n := len(near.Back); n > 0 && near.BackEnd != hops.EndDropped {
 		out.RoundTrip = new(near.Back[n-1].At)
 	}
-	t.explain(ctx, p, &out)
-	return out, nil
+	return out
 }
 
 // explain adds why policies decided as they did.
