@@ -81,7 +81,29 @@ func (m *Matrix) start(ctx context.Context) (_ *tester, err error) {
 	return t, errors.Join(container.Configure(side), m.cfg.Endpoints.Plug(ctx, ref))
 }
 
-// spawn starts a program in a network namespace of its own. A user namespace gives it the right to do so.
+// inNamespace starts a program in a network namespace of its own. A user namespace gives it the right to do so; where
+// these are forbidden, an agent with all rights of root needs none.
+func inNamespace(program []string, socket *os.File) (*exec.Cmd, error) {
+	start := func(attr *syscall.SysProcAttr) (*exec.Cmd, error) {
+		cmd := exec.Command(program[0], program[1:]...)
+		cmd.Stdin, cmd.SysProcAttr = socket, attr
+		return cmd, cmd.Start()
+	}
+	cmd, err := start(&syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}},
+	})
+	if err == nil {
+		return cmd, nil
+	}
+	if cmd, e := start(&syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}); e == nil {
+		return cmd, nil
+	}
+	return nil, err
+}
+
+// spawn starts a program in a network namespace of its own, with a socket to it.
 func spawn(program []string) (*net.UnixConn, *exec.Cmd, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -90,14 +112,8 @@ func spawn(program []string) (*net.UnixConn, *exec.Cmd, error) {
 	ours, theirs := os.NewFile(uintptr(pair[0]), "socket"), os.NewFile(uintptr(pair[1]), "socket")
 	defer ours.Close()
 	defer theirs.Close()
-	cmd := exec.Command(program[0], program[1:]...)
-	cmd.Stdin = theirs
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}},
-	}
-	if err := cmd.Start(); err != nil {
+	cmd, err := inNamespace(program, theirs)
+	if err != nil {
 		return nil, nil, fmt.Errorf("this host lets the agent make no namespace for a test endpoint (%w): a container's seccomp profile or user.max_user_namespaces forbids it", err)
 	}
 	conn, err := net.FileConn(ours)
