@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"regexp"
@@ -35,6 +36,9 @@ var token = regexp.MustCompile(`[A-Za-z0-9_./-]+`)
 
 // in replaces all names in a text.
 func (p pseudonyms) in(text string) string {
+	for _, name := range p.unusual() {
+		text = strings.ReplaceAll(text, name, p[name])
+	}
 	return token.ReplaceAllStringFunc(text, func(word string) string {
 		if other, ok := p[word]; ok {
 			return other
@@ -51,6 +55,17 @@ func (p pseudonyms) in(text string) string {
 			})
 		})
 	})
+}
+
+// unusual returns the names that are no single word, such as a nickname with a space, the longest ones first.
+func (p pseudonyms) unusual() (names []string) {
+	for name := range p {
+		if token.FindString(name) != name {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
+	return names
 }
 
 func eachPart(word, separator string, f func(string) string) string {

@@ -126,13 +126,23 @@ func (a *app) askForFiles(ctx context.Context) (files map[string]string, done bu
 		}
 		done.Hosts++
 		for file, content := range answers[i].Files {
-			files[path.Join(h.Nickname+"-"+h.Peer, file)] = content
+			files[path.Join(folder(h), file)] = content
 		}
 	}
 	if len(done.Silent) > 0 {
 		files["error.txt"] = strings.Join(done.Silent, "\n") + "\n"
 	}
 	return files, done
+}
+
+// folder names a host's folder. A host chooses its nickname, which must lead to no other folder.
+func folder(h api.Host) string {
+	return strings.Map(func(r rune) rune {
+		if r == '/' || r == '\\' {
+			return '_'
+		}
+		return r
+	}, h.Nickname) + "-" + h.Peer
 }
 
 func indented(v any) string { return either(v, nil) }

@@ -64,6 +64,15 @@ func TestABundleWithoutAnAgentDescribesThisHost(t *testing.T) {
 	}
 }
 
+// A host's nickname cannot choose where its files are unpacked.
+func TestANicknameLeadsToNoOtherFolder(t *testing.T) {
+	for _, nickname := range []string{"../../etc/cron.d", "/etc", "..", `..\x`} {
+		if name := folder(api.Host{Nickname: nickname, Peer: "01"}); strings.ContainsAny(name, `/\`) || name == ".." || !strings.HasSuffix(name, "-01") {
+			t.Errorf("the folder of the host %q is %q, want a plain name that ends with its id", nickname, name)
+		}
+	}
+}
+
 // No name of an endpoint, namespace, policy or host, and no label, remains; what is the same stays the same.
 func TestAnonymousArchivesHaveNoNames(t *testing.T) {
 	report := api.Report{Router: api.Router{Nickname: "rack7"}, Endpoints: []api.Endpoint{{
@@ -90,6 +99,20 @@ func TestAnonymousArchivesHaveNoNames(t *testing.T) {
 	for _, word := range []string{"net.ipv4.ip_forward = 1", "xfinance", ".weft.internal", `"nickname": "name-`} {
 		if !strings.Contains(all, word) {
 			t.Errorf("the archive lacks %q, want it kept:\n%s", word, all)
+		}
+	}
+}
+
+// A nickname may have any printable characters. It is replaced like any other name.
+func TestUnusualNamesAreReplaced(t *testing.T) {
+	for _, nickname := range []string{"rack seven:b", "büro", "[hall]", "a=b"} {
+		h := api.Host{Nickname: nickname, Peer: "01"}
+		for name, content := range anonymized(map[string]string{
+			"network.json": indented(api.Network{Hosts: []api.Host{h}}), folder(h) + "/links.txt": "tunnel to 01(" + nickname + ")\n",
+		}) {
+			if strings.Contains(name+content, nickname) {
+				t.Errorf("%s: %s has the nickname %q, want it replaced", name, content, nickname)
+			}
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -119,6 +120,9 @@ func (c *Checker) others(ctx context.Context) (out []api.HostCheck) {
 		var h api.HostCheck
 		if err == nil {
 			err = json.Unmarshal(answer, &h)
+		}
+		if err == nil && h.Error == "" && len(h.Checks) == 0 {
+			err = errors.New("its answer has no checks")
 		}
 		if err != nil {
 			h = api.HostCheck{Error: words.Printable(words.Cause(err), mostText)}

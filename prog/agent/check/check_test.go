@@ -123,6 +123,19 @@ func TestANewTunnelIsTested(t *testing.T) {
 	}
 }
 
+// An operator has stopped an agent on purpose, and containers still communicate: a warning, no failure.
+func TestAStoppedHostIsNoFailure(t *testing.T) {
+	for _, state := range []string{"stopped", "left"} {
+		r := healthy()
+		r.Router.Peers[0].State, r.Router.Connections[0].Gossip = state, false
+		for _, c := range evaluate(r, measured{}) {
+			if c.Result == api.CheckFail {
+				t.Errorf("a host that is %s gives %+v, want no FAIL", state, c)
+			}
+		}
+	}
+}
+
 func TestADisabledNameServerPasses(t *testing.T) {
 	r := healthy()
 	r.DNS.Off = true
@@ -189,6 +202,17 @@ func TestHostsAreCompared(t *testing.T) {
 			t.Errorf("between the hosts: %+v; want the silent host, and both versions", r.Between)
 		}
 	})
+}
+
+// A host that answers without any check is no host that passes.
+func TestAnAnswerWithoutChecksFails(t *testing.T) {
+	for _, answer := range []string{"{}", "null", `{"checks":[]}`} {
+		c, _ := newChecker(t, mesh{{2}: answer})
+		r, err := c.Checks(t.Context(), api.CheckRequest{AllHosts: true})
+		if text := fmt.Sprint(r.Between); err != nil || r.Result != api.CheckFail || !strings.Contains(text, "no checks") {
+			t.Errorf("the answer %s gives %s, %s, error %v; want FAIL", answer, r.Result, text, err)
+		}
+	}
 }
 
 // Peers that ask again and again do not make a host send more packets.

@@ -102,8 +102,10 @@ func (e *evaluation) tunnels(m measured) {
 			gossip++
 		}
 		name := nameOf(c)
-		switch state := e.peerState(c.Peer); {
-		case state == "stopped" || state == "left":
+		state := e.peerState(c.Peer)
+		stopped := state == "stopped" || state == "left" // its gossip is silent as well
+		switch {
+		case stopped:
 			e.add(api.CheckWarn, api.AreaTunnels, fmt.Sprintf("the agent of %s was stopped", name), "its containers keep their connections, and learn of no changes", "start it there (`weft launch`), or remove the host (`weft rmpeer "+c.Peer+"`)")
 		case c.State == api.ConnDirect || c.State == api.ConnRelayed || e.named(c, api.CheckFail, ""):
 		case c.State == api.ConnPending && m.answered[name]: // these packets were the first
@@ -115,7 +117,7 @@ func (e *evaluation) tunnels(m measured) {
 		default:
 			e.add(api.CheckFail, api.AreaTunnels, fmt.Sprintf("the tunnel to %s does not work (%s): %s", name, c.State, c.Info), "containers of this host and of that host do not reach each other", "see `weft status connections`, and open the UDP ports of WireGuard between the two hosts")
 		}
-		if !c.Gossip && c.State != api.ConnSilent && !e.named(c, api.CheckFail, "gossip") {
+		if !c.Gossip && !stopped && c.State != api.ConnSilent && !e.named(c, api.CheckFail, "gossip") {
 			e.add(api.CheckFail, api.AreaGossip, fmt.Sprintf("gossip does not reach %s", name), "this host does not learn of changes on that host", "make sure that its agent runs, and open TCP and UDP 6783 between the two hosts")
 		}
 	}

@@ -71,7 +71,10 @@ type Matrix struct {
 
 	mu     sync.Mutex // held while the endpoint is started, asked or ended
 	tester *tester    // nil: there is none
+	owner  peer.ID    // the host that asked for it: no other one ends it
 	expiry *time.Timer
+
+	testing sync.Mutex // held by Test: a second test would end the endpoints of the first
 }
 
 // New makes a Matrix; it starts nothing.
@@ -84,8 +87,8 @@ func (m *Matrix) Run(ctx context.Context) error {
 	return nil
 }
 
-// begin starts this host's test endpoint, unless there is one already.
-func (m *Matrix) begin(ctx context.Context) ([]netip.Addr, error) {
+// begin starts this host's test endpoint for a host that asks for it, unless there is one already.
+func (m *Matrix) begin(ctx context.Context, owner peer.ID) ([]netip.Addr, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.tester != nil {
@@ -95,7 +98,7 @@ func (m *Matrix) begin(ctx context.Context) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.tester, m.expiry = t, time.AfterFunc(lifetime, m.end)
+	m.tester, m.owner, m.expiry = t, owner, time.AfterFunc(lifetime, m.end)
 	return t.addresses, nil
 }
 
@@ -103,6 +106,20 @@ func (m *Matrix) begin(ctx context.Context) ([]netip.Addr, error) {
 func (m *Matrix) end() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.remove()
+}
+
+// endOf removes this host's test endpoint if the given host asked for it.
+func (m *Matrix) endOf(owner peer.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.owner == owner {
+		m.remove()
+	}
+}
+
+// remove removes the test endpoint, if there is one. The caller holds mu.
+func (m *Matrix) remove() {
 	if m.tester == nil {
 		return
 	}
@@ -124,12 +141,19 @@ func (m *Matrix) probe(targets []netip.Addr) (r result, err error) {
 
 // Test returns the result of a test of all hosts.
 func (m *Matrix) Test(ctx context.Context) []api.Check {
+	if !m.testing.TryLock() {
+		return []api.Check{{
+			Area: api.AreaContainers, Result: api.CheckWarn, What: "another check of this host tests containers at the moment",
+			Effect: "containers are not tested", Fix: "try again in half a minute",
+		}}
+	}
+	defer m.testing.Unlock()
 	defer func() {
-		m.end()
+		m.endOf(m.cfg.Self)
 		ask.All(context.WithoutCancel(ctx), m.cfg.Mesh, requestStop, nil, func(peer.ID, []byte, error) {})
 	}()
 	at, failed := map[peer.ID][]netip.Addr{}, map[peer.ID]string{}
-	own, err := m.begin(ctx)
+	own, err := m.begin(ctx, m.cfg.Self)
 	if err != nil {
 		failed[m.cfg.Self] = err.Error()
 	} else {
@@ -230,7 +254,7 @@ func judge(at map[peer.ID][]netip.Addr, results map[peer.ID]result, failed map[p
 	if len(without) > 0 {
 		out = append(out, api.Check{
 			Area: api.AreaContainers, Result: api.CheckWarn, What: "no test container on " + strings.Join(without, "; "),
-			Effect: "containers of these hosts are not tested",
+			Effect: "containers of these hosts are not tested", Fix: "see each host's reason; if another check runs, try again in half a minute",
 		})
 	}
 	if len(out) == 0 {
@@ -242,8 +266,8 @@ func judge(at map[peer.ID][]netip.Addr, results map[peer.ID]result, failed map[p
 // Handlers answer other peers, by the kind of request.
 func (m *Matrix) Handlers() map[string]func(context.Context, peer.ID, []byte) ([]byte, error) {
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
-		requestStart: func(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) {
-			addresses, err := m.begin(ctx)
+		requestStart: func(ctx context.Context, from peer.ID, _ []byte) ([]byte, error) {
+			addresses, err := m.begin(ctx, from)
 			if err != nil {
 				return nil, err
 			}
@@ -260,8 +284,8 @@ func (m *Matrix) Handlers() map[string]func(context.Context, peer.ID, []byte) ([
 			}
 			return json.Marshal(r)
 		},
-		requestStop: func(context.Context, peer.ID, []byte) ([]byte, error) {
-			m.end()
+		requestStop: func(_ context.Context, from peer.ID, _ []byte) ([]byte, error) {
+			m.endOf(from)
 			return []byte{}, nil
 		},
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"weft/mesh/peer"
 	"weft/prog/agent/agenttest"
@@ -114,4 +115,18 @@ func FuzzTargets(f *testing.F) {
 			t.Errorf("%d targets", len(list))
 		}
 	})
+}
+
+// A check ends only the test endpoint that it asked for: checks of several hosts at once do not disturb each other.
+func TestOnlyItsOwnerEndsATestEndpoint(t *testing.T) {
+	m := newMatrix(mesh{requestStart: `{}`, requestStop: `{}`})
+	closed := false
+	m.tester, m.owner, m.expiry = &tester{close: func() { closed = true }}, other, time.NewTimer(time.Hour)
+	m.Test(t.Context())
+	if _, err := m.Handlers()[requestStop](t.Context(), peer.ID{3}, nil); err != nil || closed {
+		t.Fatalf("error %v, ended %v; want the endpoint to stay, since another host asked for it", err, closed)
+	}
+	if _, err := m.Handlers()[requestStop](t.Context(), other, nil); err != nil || !closed || m.tester != nil {
+		t.Errorf("error %v, ended %v; want its owner to end it", err, closed)
+	}
 }

@@ -109,10 +109,10 @@ func TestAnswersAreUsedAgainForAWhile(t *testing.T) {
 
 // What a peer says of itself is bounded, cannot control a terminal, and says nothing about another peer.
 func TestALyingSummaryHarmsOnlyItsHost(t *testing.T) {
-	lie := api.Host{Peer: agenttest.Self.String(), Nickname: "here", Self: true, State: "left", Version: "\x1b[2Jv1", NotReady: strings.Repeat("x", 1<<20)}
+	lie := api.Host{Peer: agenttest.Self.String(), Nickname: "here", Self: true, State: "left", Error: "\x1b[2J", Version: "\x1b[2Jv1", NotReady: strings.Repeat("x", 1<<20)}
 	for i := range 10_000 {
 		lie.Links = append(lie.Links, api.Link{Peer: fmt.Sprint(i), State: api.ConnDirect, Via: make([]string, 1000)})
-		lie.Problems = append(lie.Problems, api.Problem{What: "\x1b]0;owned\x07"})
+		lie.Problems = append(lie.Problems, api.Problem{Area: "\x1b[2J", What: "\x1b]0;owned\x07"})
 	}
 	text, err := json.Marshal(lie)
 	if err != nil {
@@ -124,10 +124,10 @@ func TestALyingSummaryHarmsOnlyItsHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := host(t, n, peer.ID{2})
-	if h.Self || h.Nickname != "host02" || h.State != "running" || strings.Contains(h.Version, "\x1b") || len(h.NotReady) > 2*mostText {
+	if h.Self || h.Nickname != "host02" || h.State != "running" || strings.Contains(h.Version+h.Error, "\x1b") || len(h.NotReady) > 2*mostText {
 		t.Errorf("the summary has %q %q %v, version %q, %d bytes of text; want only what a host may say of itself", h.Nickname, h.State, h.Self, h.Version, len(h.NotReady))
 	}
-	if len(h.Links) != mostLinks || len(h.Problems) != mostProblems || len(h.Links[0].Via) > mostLinks || strings.ContainsAny(h.Problems[0].What, "\x1b\x07") {
+	if len(h.Links) != mostLinks || len(h.Problems) != mostProblems || len(h.Links[0].Via) > mostLinks || strings.ContainsAny(h.Problems[0].Area+h.Problems[0].What, "\x1b\x07") {
 		t.Errorf("%d links, %d problems, %q; want them bounded and printable", len(h.Links), len(h.Problems), h.Problems[0].What)
 	}
 }

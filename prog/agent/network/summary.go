@@ -62,13 +62,16 @@ func bound(h *api.Host) {
 	for i := range h.Links {
 		l := &h.Links[i]
 		clean(&l.Peer, &l.State, &l.Info)
-		l.Via = l.Via[:min(len(l.Via), mostLinks)]
+		l.Via = slices.Clone(l.Via[:min(len(l.Via), mostLinks)])
+		for i := range l.Via {
+			clean(&l.Via[i])
+		}
 	}
 	for i := range h.Problems {
 		p := &h.Problems[i]
-		clean(&p.Reason, &p.What, &p.Effect, &p.Fix)
+		clean(&p.Area, &p.Reason, &p.What, &p.Effect, &p.Fix)
 	}
-	clean(&h.Version, &h.NotReady, &h.Datapath)
+	clean(&h.Error, &h.Version, &h.NotReady, &h.Datapath)
 	if h.Links == nil {
 		h.Links = []api.Link{}
 	}
