@@ -258,6 +258,9 @@ func decode(status int, data []byte, out any) error {
 	if status >= 300 {
 		e := &Error{}
 		if json.Unmarshal(data, e) != nil || e.Message == "" {
+			if status == 404 {
+				return &Error{CodeInternal, "the running agent does not know this request: it is older than this program: start the agent again"}
+			}
 			return &Error{CodeInternal, fmt.Sprintf("the agent answered HTTP status %d", status)}
 		}
 		return e

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -109,6 +110,9 @@ func anonymized(files map[string]string) map[string]string {
 			_ = json.Unmarshal([]byte(content), &list) // without endpoints there are no names
 			for _, e := range list.Endpoints {
 				p.add(e.Namespace, e.Name)
+				if _, id, _ := strings.Cut(e.ID, "/"); id != "" { // HOST/CONTAINER/INTERFACE
+					p.add(path.Dir(id))
+				}
 				p.labels(e.Labels)
 			}
 		case "network.json":
@@ -131,7 +135,7 @@ func anonymized(files map[string]string) map[string]string {
 			_ = json.Unmarshal([]byte(content), &r)
 			p.add(r.Router.Nickname)
 			for _, e := range slices.Concat(r.Endpoints, r.Unattached) {
-				p.add(append(e.Aliases, e.Namespace, e.Name)...)
+				p.add(append(e.Aliases, e.Namespace, e.Name, e.ContainerID)...)
 				p.labels(e.Labels)
 			}
 		}
@@ -139,7 +143,7 @@ func anonymized(files map[string]string) map[string]string {
 	out := map[string]string{}
 	for name, content := range files {
 		switch name[strings.LastIndex(name, "/")+1:] {
-		case agentLog: // it may have names of endpoints that ended
+		case agentLog, "ruleset.nft": // they may have names of endpoints that ended, and of services
 			content = leftOut
 		case "policies.json":
 			content = withoutManifests(content)

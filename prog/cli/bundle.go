@@ -40,7 +40,7 @@ func (a *app) bundle() *cobra.Command {
 		Long: `Writes one archive with each host's report, log, rules, routes, links and sysctls, and the checks of
 all hosts. It has no keys, secrets or tokens, and no payload. It has names, labels and addresses. With
 --anonymous, names and labels are replaced by words like name-1, the same one everywhere, and the
-logs and the manifests of policies are left out.
+logs, other programs' rules and the manifests of policies are left out.
 
 Without a running agent the archive only has what describes this host.` + exitHelp,
 		Example: "  weft bundle\n  weft bundle --anonymous -o /tmp/weft.tar.gz",

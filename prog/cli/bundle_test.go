@@ -76,7 +76,7 @@ func TestANicknameLeadsToNoOtherFolder(t *testing.T) {
 // No name of an endpoint, namespace, policy or host, and no label, remains; what is the same stays the same.
 func TestAnonymousArchivesHaveNoNames(t *testing.T) {
 	report := api.Report{Router: api.Router{Nickname: "rack7"}, Endpoints: []api.Endpoint{{
-		Name: "payroll-0", Namespace: "salaries", Labels: map[string]string{"acme.com/team": "finance"}, Aliases: []string{"boss"},
+		Name: "payroll-0", Namespace: "salaries", Labels: map[string]string{"acme.com/team": "finance"}, Aliases: []string{"boss"}, ContainerID: "payslips",
 	}}}
 	files := anonymized(map[string]string{
 		"network.json":                indented(api.Network{Hosts: []api.Host{{Nickname: "rack7", Peer: "01"}}}),
@@ -91,7 +91,7 @@ func TestAnonymousArchivesHaveNoNames(t *testing.T) {
 	for name, content := range files {
 		all += name + "\n" + content
 	}
-	for _, word := range []string{"rack7", "payroll", "salaries", "acme", "team", " app=finance", "boss", "secret-rule", "gold", "hidden", "gone-pod"} {
+	for _, word := range []string{"rack7", "payroll", "payslips", "salaries", "acme", "team", " app=finance", "boss", "secret-rule", "gold", "hidden", "gone-pod"} {
 		if strings.Contains(all, word) {
 			t.Errorf("the archive has %q, want it replaced:\n%s", word, all)
 		}

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,9 @@ import (
 
 	"weft/router/link"
 )
+
+// mostRules bounds the list of the rules of all programs.
+const mostRules = 8 << 20
 
 // System collects what describes this host without its agent.
 func System() map[string]string {
@@ -115,7 +119,10 @@ func ruleset() string {
 	if err != nil {
 		return "the program nft is not installed here: rules.nft has Weft's own rules\n"
 	}
-	out, err := exec.Command(path, "-nn", "list", "ruleset").CombinedOutput()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "-nn", "list", "ruleset").CombinedOutput()
+	out = out[:min(len(out), mostRules)]
 	if err != nil {
 		return fmt.Sprintf("nft list ruleset: %v\n%s\n", err, out)
 	}

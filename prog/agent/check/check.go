@@ -31,9 +31,14 @@ const requestCheck = "check/run"
 const (
 	// fresh is how long a result is used again for peers: they cannot make a host send many packets.
 	fresh = 2 * time.Second
-	// timeout bounds how long all hosts together may take. Each takes 3 s if nothing answers it.
+	// forPeers bounds how long a host checks itself for a peer, which waits no longer than ask.Timeout.
+	forPeers = 4 * time.Second
+	// timeout bounds how long all hosts together may take.
 	timeout = 10 * time.Second
 )
+
+// unknownRequest is what agents of earlier versions answer to a request that they do not know.
+const unknownRequest = "does not know"
 
 // Bounds of what a peer sends.
 const (
@@ -142,7 +147,8 @@ func bound(h *api.HostCheck) {
 	h.Checks = append([]api.Check{}, h.Checks[:min(len(h.Checks), mostChecks)]...)
 	for i := range h.Checks {
 		one := &h.Checks[i]
-		for _, text := range []*string{&one.Area, &one.Result, &one.What, &one.Effect, &one.Fix} {
+		one.Result = known(one.Result)
+		for _, text := range []*string{&one.Area, &one.What, &one.Effect, &one.Fix} {
 			*text = words.Printable(*text, mostText)
 		}
 	}
@@ -154,7 +160,9 @@ func (c *Checker) Handlers() map[string]func(context.Context, peer.ID, []byte) (
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
 		requestCheck: func(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) {
 			h, err := c.last.Get(func() (api.HostCheck, time.Duration, error) {
-				h, err := c.own(context.WithoutCancel(ctx)) // several peers wait for the same result
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forPeers) // several peers wait for the same result
+				defer cancel()
+				h, err := c.own(ctx)
 				return h, fresh, err
 			})
 			if err != nil {
@@ -167,10 +175,14 @@ func (c *Checker) Handlers() map[string]func(context.Context, peer.ID, []byte) (
 
 // between compares the hosts.
 func between(hosts []api.HostCheck) (out []api.Check) {
-	var silent []string
+	var silent, older []string
 	versions := map[string][]string{}
 	for _, h := range hosts {
 		name := h.Peer + "(" + h.Nickname + ")"
+		if strings.Contains(h.Error, unknownRequest) {
+			older = append(older, name)
+			continue
+		}
 		if h.Error != "" {
 			silent = append(silent, name+": "+h.Error)
 			continue
@@ -180,10 +192,16 @@ func between(hosts []api.HostCheck) (out []api.Check) {
 	if len(silent) > 0 {
 		out = append(out, api.Check{
 			Area: api.AreaHosts, Result: api.CheckFail, What: fmt.Sprintf("%s not answer (%s)", doNot(len(silent)), strings.Join(silent, "; ")),
-			Effect: "they are not checked", Fix: "make sure that the agent runs there, and open TCP and UDP 6783 between the hosts; an agent of a version before `weft check` does not answer either",
+			Effect: "they are not checked", Fix: "make sure that the agent runs there, and open TCP and UDP 6783 between the hosts",
 		})
 	} else {
 		out = append(out, api.Check{Area: api.AreaHosts, Result: api.CheckPass, What: words.Count(len(hosts), "host") + " answered"})
+	}
+	if len(older) > 0 {
+		out = append(out, api.Check{
+			Area: api.AreaVersions, Result: api.CheckWarn, What: "a version before `weft check` runs on " + strings.Join(older, ", "),
+			Effect: "they are not checked", Fix: "upgrade them",
+		})
 	}
 	if len(versions) < 2 {
 		return out
@@ -214,4 +232,12 @@ func worse(a, b string) string {
 		}
 	}
 	return api.CheckPass
+}
+
+// known returns a result of a peer; one that is none of ours counts as failed.
+func known(result string) string {
+	if result == api.CheckPass || result == api.CheckWarn {
+		return result
+	}
+	return api.CheckFail
 }

@@ -74,6 +74,8 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		}},
 		{api.AreaIPv4, api.CheckFail, "over IPv4: 02(h2)", func(_ *api.Report, m *measured) { m.silent = map[string][]string{api.AreaIPv4: {"02(h2)"}} }},
 		{api.AreaIPv6, api.CheckFail, "over IPv6: 02(h2)", func(_ *api.Report, m *measured) { m.silent = map[string][]string{api.AreaIPv6: {"02(h2)"}} }},
+		{api.AreaIPv4, api.CheckWarn, "over IPv4, though the tunnel works: 02(h2)", func(_ *api.Report, m *measured) { m.quiet = map[string][]string{api.AreaIPv4: {"02(h2)"}} }},
+		{api.AreaEndpoints, api.CheckFail, "weft-12 of web", func(_ *api.Report, m *measured) { m.links = []string{"weft-12 of web"} }},
 		{api.AreaIPv6, api.CheckWarn, "no IPv6", func(r *api.Report, _ *measured) { r.Router.IPv6 = false }},
 		{api.AreaAddresses, api.CheckWarn, "no free address", func(r *api.Report, _ *measured) { r.IPAM.Free = 0 }},
 		{api.AreaAddresses, api.CheckFail, "two rings", func(r *api.Report, _ *measured) { r.IPAM.Conflict = "two rings" }},

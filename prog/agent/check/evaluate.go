@@ -12,11 +12,13 @@ import (
 
 // measured is what the report does not have.
 type measured struct {
+	quiet    map[string][]string // the same, of peers whose tunnels work by the measurements of the tunnels themselves
 	silent   map[string][]string // by area (ipv4, ipv6, mtu): names of the peers from which no answer came, with the reason
 	asked    map[string]int      // by area: addresses that were asked
 	answered map[string]bool     // names of the peers from which an answer came
 	dns      error
 	sysctls  []string // those that have another value than they need
+	links    []string // links of endpoints that are down or missing
 	disk     error
 }
 
@@ -82,7 +84,7 @@ func (e *evaluation) problems() {
 		e.add(result, area, p.What, p.Effect, p.Fix)
 	}
 	for _, x := range e.report.Rejections {
-		e.add(api.CheckWarn, api.AreaMembers, x.Addr+" was turned away", x.Reason, "")
+		e.add(api.CheckWarn, api.AreaMembers, x.Addr+" was turned away", x.Reason, "give that host a token of this network (`weft token create`), or ignore it if it is no host of yours")
 	}
 }
 
@@ -155,12 +157,19 @@ func (e *evaluation) answers(m measured) {
 		if list := m.silent[area]; len(list) > 0 {
 			e.add(api.CheckFail, area, fmt.Sprintf("%s: %s", what, strings.Join(list, "; ")), effect, "see the tunnels and the firewall; `weft status connections` has each tunnel's MTU")
 		}
+		if list := m.quiet[area]; len(list) > 0 {
+			e.add(api.CheckWarn, area, fmt.Sprintf("%s, though the tunnel works: %s", what, strings.Join(list, "; ")), "that host ignores echo requests, or has no IPv6, or containers do not reach those of that host",
+				"run `weft check` on that host, and `weft check --containers`, which tests with containers")
+		}
 	}
 	e.pass(api.AreaIPv4, fmt.Sprintf("%s answered through the tunnels", words.Count(m.asked[api.AreaIPv4], "address")))
 	if e.report.Router.IPv6 {
 		e.pass(api.AreaIPv6, fmt.Sprintf("%s answered through the tunnels", words.Count(m.asked[api.AreaIPv6], "address")))
 	} else {
 		e.add(api.CheckWarn, api.AreaIPv6, "this host has no IPv6", "its containers have only IPv4", "set net.ipv6.conf.all.disable_ipv6=0 and start the agent again, if containers need IPv6")
+	}
+	if m.asked[api.AreaMTU] == 0 {
+		e.pass(api.AreaMTU, fmt.Sprintf("no other host was tested; the MTU of the overlay is %d", e.report.Router.MTU))
 	}
 	e.pass(api.AreaMTU, fmt.Sprintf("packets of full size pass to %s; the MTU of the overlay is %d", words.Count(m.asked[api.AreaMTU], "address"), e.report.Router.MTU))
 }
@@ -169,7 +178,7 @@ func (e *evaluation) answers(m measured) {
 func (e *evaluation) services(m measured) {
 	r := e.report
 	if r.IPAM.Conflict != "" {
-		e.add(api.CheckFail, api.AreaAddresses, r.IPAM.Conflict, "the two parts of the network do not reach each other", "")
+		e.add(api.CheckFail, api.AreaAddresses, r.IPAM.Conflict, "the two parts of the network do not reach each other", "run `weft reset` on the hosts of the smaller part, and launch them again (`weft status ipam`)")
 	}
 	if r.Ready && r.IPAM.Free == 0 {
 		e.add(api.CheckWarn, api.AreaAddresses, "this host owns no free address", "a new container waits until another host gives some", "see `weft status ipam`; a network that is full needs a larger --ipalloc-range")
@@ -186,7 +195,7 @@ func (e *evaluation) services(m measured) {
 	}
 	e.pass(api.AreaSysctls, "this host forwards packets")
 	if m.disk != nil {
-		e.add(api.CheckFail, api.AreaDisk, m.disk.Error(), "the addresses of new containers cannot be kept", "")
+		e.add(api.CheckFail, api.AreaDisk, m.disk.Error(), "the addresses of new containers cannot be kept", "make room on that disk, or mount it writable")
 	}
 	e.pass(api.AreaDisk, "the state can be written")
 	e.add(api.CheckPass, api.AreaVersions, "Weft "+r.Version, "", "")
@@ -195,7 +204,10 @@ func (e *evaluation) services(m measured) {
 	} else {
 		e.pass(api.AreaCNI, fmt.Sprintf("%s calls %s", r.CNI.Config, strings.Join(r.CNI.Plugins, ", ")))
 	}
-	e.pass(api.AreaFlows, "connections are remembered, or --no-flows was given")
+	e.pass(api.AreaFlows, "no problem with the list of connections")
+	if len(m.links) > 0 {
+		e.add(api.CheckFail, api.AreaEndpoints, "links of containers are down or missing: "+strings.Join(m.links, ", "), "these containers are cut off", "set each up (`ip link set LINK up`), or start its container again")
+	}
 	e.pass(api.AreaEndpoints, words.Count(len(r.Endpoints), "endpoint")+" attached")
 }
 

@@ -1,8 +1,10 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,7 +22,7 @@ import (
 
 // measure tests what the report does not have.
 func (c *Checker) measure(ctx context.Context, r api.Report) measured {
-	m := measured{silent: map[string][]string{}, asked: map[string]int{}, answered: map[string]bool{}, disk: statedir.CheckDisk(c.cfg.StateDir)}
+	m := measured{silent: map[string][]string{}, quiet: map[string][]string{}, asked: map[string]int{}, answered: map[string]bool{}, disk: statedir.CheckDisk(c.cfg.StateDir)}
 	var group errgroup.Group
 	group.Go(func() error {
 		m.dns = askServer(ctx, r.DNS)
@@ -28,12 +30,29 @@ func (c *Checker) measure(ctx context.Context, r api.Report) measured {
 	})
 	pingAll(ctx, r, &m)
 	_ = group.Wait() // its function returns no error
-	for _, one := range [][]string{{"ipv4", "ip_forward"}, {"ipv6", "conf", "all", "forwarding"}} {
-		if !link.SysctlIs("1", one...) && (one[0] == "ipv4" || r.Router.IPv6) {
-			m.sysctls = append(m.sysctls, "net."+strings.Join(one, "."))
+	m.forwarding(r)
+	return m
+}
+
+// forwarding notes links of endpoints that are down, and links between which the kernel does not forward packets.
+func (m *measured) forwarding(r api.Report) {
+	paths := [][]string{{"ipv4", "ip_forward"}, {"ipv6", "conf", "all", "forwarding"}}
+	links := []string{link.Device}
+	for _, e := range r.Endpoints {
+		if l, err := net.InterfaceByName(e.HostLink); err != nil || l.Flags&net.FlagUp == 0 {
+			m.links = append(m.links, e.HostLink+" of "+cmp.Or(e.Name, e.ContainerID))
+			continue
+		}
+		links = append(links, e.HostLink)
+	}
+	for _, name := range links {
+		paths = append(paths, []string{"ipv4", "conf", name, "forwarding"}, []string{"ipv6", "conf", name, "forwarding"})
+	}
+	for _, path := range paths {
+		if link.SysctlIs("0", path...) && (path[0] == "ipv4" || r.Router.IPv6) {
+			m.sysctls = append(m.sysctls, "net."+strings.Join(path, "."))
 		}
 	}
-	return m
 }
 
 // askServer asks the name server at its first address for its own domain.
@@ -64,12 +83,16 @@ func pingAll(ctx context.Context, r api.Report, m *measured) {
 	var mu sync.Mutex
 	var group errgroup.Group
 	group.SetLimit(atOnce)
-	note := func(area, name string, err error) {
+	note := func(area, name string, works bool, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		m.asked[area]++
-		if err != nil {
-			m.silent[area] = append(m.silent[area], name+": "+words.Cause(err))
+		switch text := name + ": " + words.Cause(err); {
+		case err != nil && works:
+			m.quiet[area] = append(m.quiet[area], text)
+			return
+		case err != nil:
+			m.silent[area] = append(m.silent[area], text)
 			return
 		}
 		m.answered[name] = true
@@ -87,9 +110,9 @@ func pingAll(ctx context.Context, r api.Report, m *measured) {
 					area, headers = api.AreaIPv6, 40+8
 				}
 				err := ping(ctx, addr, 8)
-				note(area, name, err)
+				note(area, name, c.State != api.ConnPending, err)
 				if err == nil && c.MTU > headers {
-					note(api.AreaMTU, fmt.Sprintf("%s, %d-byte packets to %v", name, c.MTU, addr), ping(ctx, addr, c.MTU-headers))
+					note(api.AreaMTU, fmt.Sprintf("%s, %d-byte packets to %v", name, c.MTU, addr), false, ping(ctx, addr, c.MTU-headers))
 				}
 				return nil
 			})

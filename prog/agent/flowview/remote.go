@@ -104,6 +104,9 @@ func decodeAnswer(answer []byte, h *api.FlowsHost, most int) ([]api.Flow, error)
 	for i := range l.Flows {
 		f := &l.Flows[i]
 		f.Peer, f.Nickname = h.Peer, h.Nickname
+		if now := time.Now(); f.Last.After(now) { // a time to come would push out the flows of other hosts
+			f.Last = now
+		}
 		for _, text := range []*string{&f.Verdict, &f.Protocol, &f.Direction, &f.Policy, &f.Rule, &f.Why} {
 			*text = printable(*text, mostText)
 		}

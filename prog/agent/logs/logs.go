@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"sync"
+	"time"
 
 	"weft/prog/api"
 )
@@ -22,13 +23,16 @@ type Recent struct {
 	mu    sync.Mutex
 	lines []string
 	size  int
-	next  uint64 // the number of lines so far
+	next  uint64 // the position of the next line
 }
 
 // Write adds lines. slog's handlers write one whole line each time. It never fails.
 func (r *Recent) Write(data []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.next == 0 { // positions of an agent that ran before are below all of this one
+		r.next = uint64(time.Now().UnixMicro())
+	}
 	for line := range bytes.Lines(data) {
 		line = bytes.TrimRight(line, "\n")
 		one := string(line[:min(len(line), mostLine)])

@@ -67,7 +67,8 @@ type Config struct {
 
 // Matrix starts test endpoints.
 type Matrix struct {
-	cfg Config
+	cfg   Config
+	limit ask.Limit
 
 	mu     sync.Mutex // held while the endpoint is started, asked or ended
 	tester *tester    // nil: there is none
@@ -78,7 +79,9 @@ type Matrix struct {
 }
 
 // New makes a Matrix; it starts nothing.
-func New(cfg Config) *Matrix { return &Matrix{cfg: cfg} }
+func New(cfg Config) *Matrix {
+	return &Matrix{cfg: cfg, limit: ask.Limit{Every: 10 * time.Second, Burst: 6}}
+}
 
 // Run ends the test endpoint of this host when ctx ends.
 func (m *Matrix) Run(ctx context.Context) error {
@@ -135,7 +138,11 @@ func (m *Matrix) probe(targets []netip.Addr) (r result, err error) {
 	if m.tester == nil {
 		return r, errors.New("there is no test endpoint here")
 	}
-	targets = slices.DeleteFunc(slices.Clone(targets), func(a netip.Addr) bool { return slices.Contains(m.tester.addresses, a) })
+	m.expiry.Reset(lifetime)
+	own := m.tester.addresses
+	targets = slices.DeleteFunc(slices.Clone(targets), func(a netip.Addr) bool {
+		return slices.Contains(own, a) || !slices.ContainsFunc(own, func(o netip.Addr) bool { return o.Is4() == a.Is4() }) // this host has no IPv6
+	})
 	return m.tester.probe(targets)
 }
 
@@ -267,6 +274,9 @@ func judge(at map[peer.ID][]netip.Addr, results map[peer.ID]result, failed map[p
 func (m *Matrix) Handlers() map[string]func(context.Context, peer.ID, []byte) ([]byte, error) {
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
 		requestStart: func(ctx context.Context, from peer.ID, _ []byte) ([]byte, error) {
+			if !m.limit.Allow(from, time.Now()) {
+				return nil, errors.New("too many tests of containers: try again in ten seconds")
+			}
 			addresses, err := m.begin(ctx, from)
 			if err != nil {
 				return nil, err

@@ -68,6 +68,23 @@ func wrongs() (list []wrong) {
 			begin: command("sh", "-c", `echo '{"name":"other","type":"bridge"}' > /etc/cni/net.d/01-other.conf`), end: command("rm", "/etc/cni/net.d/01-other.conf"),
 		},
 		wrong{
+			name: "a container's link is down", area: api.AreaEndpoints, says: []string{"weft-"},
+			begin: command("sh", "-c", "ip link set $(ls /sys/class/net | grep ^weft-) down"), end: command("sh", "-c", "ip link set $(ls /sys/class/net | grep ^weft-) up"),
+		},
+		wrong{
+			name: "packets of a container are not forwarded", area: api.AreaSysctls, says: []string{"net.ipv4.conf.weft-"},
+			begin: command("sh", "-c", "echo 0 > /proc/sys/net/ipv4/conf/$(ls /sys/class/net | grep ^weft-)/forwarding"), end: command("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/$(ls /sys/class/net | grep ^weft-)/forwarding"),
+		},
+		wrong{
+			name: "another host ignores echo requests", area: api.AreaIPv4, says: []string{"(h2)", "though the tunnel works"},
+			begin: func(t *testing.T, l *lab.Lab) {
+				run(t, l, "h2", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/icmp_echo_ignore_all")
+			},
+			end: func(t *testing.T, l *lab.Lab) {
+				run(t, l, "h2", "sh", "-c", "echo 0 > /proc/sys/net/ipv4/icmp_echo_ignore_all")
+			},
+		},
+		wrong{
 			name: "the network's MTU is too small", area: api.AreaMTU, says: []string{"1300"},
 			begin: command("ip", "link", "set", "eth0", "mtu", "1300"), end: command("ip", "link", "set", "eth0", "mtu", "1500"),
 		},
@@ -196,8 +213,9 @@ func TestCheckOfContainers(t *testing.T) {
 			})
 		}
 	}
-	var r api.CheckReply
-	if !within(20*time.Second, func() bool { r = check(t, l, "h2", "--containers"); return r.Result == api.CheckPass }) {
+	eventually.True(t, 20*time.Second, "all hosts pass", func() bool { return check(t, l, "h2", "--all-hosts").Result == api.CheckPass })
+	r := check(t, l, "h2", "--containers")
+	if r.Result != api.CheckPass {
 		t.Fatalf("weft check --containers says %+v, want PASS", r)
 	}
 	if i := slices.IndexFunc(r.Between, func(c api.Check) bool { return c.Area == api.AreaContainers }); i < 0 || !strings.Contains(r.Between[i].What, "3 hosts") {
