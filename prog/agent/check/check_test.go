@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -111,6 +112,17 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		if found != 1 {
 			t.Errorf("%s %s %q: %d such results in %+v, want 1", c.result, c.area, c.says, found, evaluate(r, m))
 		}
+	}
+}
+
+// Answers, and missing ones with and without a tunnel that works, are told apart.
+func TestAnswersAreNoted(t *testing.T) {
+	m := newMeasured()
+	m.note(api.AreaIPv4, "h2", true, nil)
+	m.note(api.AreaIPv4, "h3", true, errors.New("no answer"))
+	m.note(api.AreaIPv4, "h4", false, errors.New("no answer"))
+	if m.asked[api.AreaIPv4] != 3 || !m.answered["h2"] || len(m.answered) != 1 || !slices.Equal(m.quiet[api.AreaIPv4], []string{"h3: no answer"}) || !slices.Equal(m.silent[api.AreaIPv4], []string{"h4: no answer"}) {
+		t.Errorf("%+v; want h2 answered, h3 quiet, h4 silent", m)
 	}
 }
 

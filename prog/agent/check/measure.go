@@ -22,7 +22,8 @@ import (
 
 // measure tests what the report does not have.
 func (c *Checker) measure(ctx context.Context, r api.Report) measured {
-	m := measured{silent: map[string][]string{}, quiet: map[string][]string{}, asked: map[string]int{}, answered: map[string]bool{}, disk: statedir.CheckDisk(c.cfg.StateDir)}
+	m := newMeasured()
+	m.disk = statedir.CheckDisk(c.cfg.StateDir)
 	var group errgroup.Group
 	group.Go(func() error {
 		m.dns = askServer(ctx, r.DNS)
@@ -76,6 +77,23 @@ func askServer(ctx context.Context, d api.DNS) error {
 	return nil
 }
 
+func newMeasured() measured {
+	return measured{silent: map[string][]string{}, quiet: map[string][]string{}, asked: map[string]int{}, answered: map[string]bool{}}
+}
+
+// note notes whether a peer answered. works says that its tunnel works by the measurements of the tunnel itself.
+func (m *measured) note(area, name string, works bool, err error) {
+	m.asked[area]++
+	switch {
+	case err == nil:
+		m.answered[name] = true
+	case works:
+		m.quiet[area] = append(m.quiet[area], name+": "+words.Cause(err))
+	default:
+		m.silent[area] = append(m.silent[area], name+": "+words.Cause(err))
+	}
+}
+
 // pingAll sends echo requests to the node addresses of all peers whose tunnels work or were not used yet, at most
 // atOnce at a time.
 func pingAll(ctx context.Context, r api.Report, m *measured) {
@@ -86,16 +104,7 @@ func pingAll(ctx context.Context, r api.Report, m *measured) {
 	note := func(area, name string, works bool, err error) {
 		mu.Lock()
 		defer mu.Unlock()
-		m.asked[area]++
-		switch text := name + ": " + words.Cause(err); {
-		case err != nil && works:
-			m.quiet[area] = append(m.quiet[area], text)
-			return
-		case err != nil:
-			m.silent[area] = append(m.silent[area], text)
-			return
-		}
-		m.answered[name] = true
+		m.note(area, name, works, err)
 	}
 	for _, c := range r.Router.Connections {
 		i := slices.IndexFunc(r.Router.Peers, func(p api.Peer) bool { return p.ID == c.Peer })

@@ -159,7 +159,14 @@ func (m *Matrix) Test(ctx context.Context) []api.Check {
 		m.endOf(m.cfg.Self)
 		ask.All(context.WithoutCancel(ctx), m.cfg.Mesh, requestStop, nil, func(peer.ID, []byte, error) {})
 	}()
-	at, failed := map[peer.ID][]netip.Addr{}, map[peer.ID]string{}
+	at, failed := m.startAll(ctx)
+	results := m.probeAll(ctx, at, failed)
+	return judge(at, results, failed, m.cfg.View.Get().Name)
+}
+
+// startAll starts a test endpoint on every host. failed has why a host has none.
+func (m *Matrix) startAll(ctx context.Context) (at map[peer.ID][]netip.Addr, failed map[peer.ID]string) {
+	at, failed = map[peer.ID][]netip.Addr{}, map[peer.ID]string{}
 	own, err := m.begin(ctx, m.cfg.Self)
 	if err != nil {
 		failed[m.cfg.Self] = err.Error()
@@ -181,12 +188,17 @@ func (m *Matrix) Test(ctx context.Context) []api.Check {
 			at[id] = s.Addresses
 		}
 	})
+	return at, failed
+}
+
+// probeAll has each test endpoint talk to all others.
+func (m *Matrix) probeAll(ctx context.Context, at map[peer.ID][]netip.Addr, failed map[peer.ID]string) map[peer.ID]result {
 	var targets []netip.Addr
 	for _, list := range at {
 		targets = append(targets, list...)
 	}
 	results := map[peer.ID]result{}
-	if len(own) > 0 {
+	if len(at[m.cfg.Self]) > 0 {
 		if r, err := m.probe(targets); err == nil {
 			results[m.cfg.Self] = r
 		} else {
@@ -210,7 +222,7 @@ func (m *Matrix) Test(ctx context.Context) []api.Check {
 			results[id] = r
 		}
 	})
-	return judge(at, results, failed, m.cfg.View.Get().Name)
+	return results
 }
 
 // owns reports whether a peer may name addresses as those of its endpoint: they are in its part of the ring.
