@@ -361,15 +361,15 @@ func plugin(t *testing.T) {
 }
 
 // page asserts that kubectl weft ui shows all nodes to a client on this machine, and that nothing of it is left once it
-// is interrupted.
+// is ended.
 func page(t *testing.T) {
 	t.Helper()
 	out, err := cluster(t, "", "exec", "timeout", "60", "bash", "-c", `
 		"$0" ui >"$1" & plugin=$!
 		until grep -q http:// "$1"; do kill -0 $plugin && sleep 0.1 || exit 1; done
 		url=$(sed -n 's/.*\(http:[^ ]*\).*/\1/p' "$1" | head -n 1)
-		curl -sf -X POST -H "Authorization: Bearer ${url#*token=}" -d '{}' "${url%%#*}api/network"
-		kill -INT $plugin; wait $plugin`, checkout+"/site/deploy/kubectl-weft", t.TempDir()+"/url")
+		curl -sSf --max-time 10 -H "Authorization: Bearer ${url#*token=}" -H 'Content-Type: application/json' -d '{}' "${url%%#*}api/network"
+		kill $plugin; wait $plugin`, checkout+"/site/deploy/kubectl-weft", t.TempDir()+"/url")
 	for _, node := range nodes {
 		if !strings.Contains(out, `"nickname":"`+node+`"`) {
 			t.Errorf("the page's data lacks %s, want all nodes; error %v:\n%.2000s", node, err, out)
