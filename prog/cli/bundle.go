@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"compress/gzip"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -101,11 +100,11 @@ func (a *app) askForFiles(ctx context.Context) (files map[string]string, done bu
 	}
 	files["network.json"] = indented(network)
 	checks, err := client.Check(ctx, api.CheckRequest{AllHosts: true})
-	files["checks.json"] = either(checks, err)
+	files["checks.json"] = bundle.JSON(checks, err)
 	policies, err := client.PolicyStatus(ctx)
-	files["policy-status.json"] = either(policies, err)
+	files["policy-status.json"] = bundle.JSON(policies, err)
 	endpoints, err := client.NetworkEndpoints(ctx)
-	files["endpoints.json"] = either(endpoints, err)
+	files["endpoints.json"] = bundle.JSON(endpoints, err)
 	answers := make([]api.BundleReply, len(network.Hosts))
 	failed := make([]error, len(network.Hosts))
 	var group errgroup.Group
@@ -145,18 +144,7 @@ func folder(h api.Host) string {
 	}, h.Nickname) + "-" + h.Peer
 }
 
-func indented(v any) string { return either(v, nil) }
-
-// either returns a value as JSON, or why there is none.
-func either(v any, err error) string {
-	if err == nil {
-		var data []byte
-		if data, err = json.MarshalIndent(v, "", "  "); err == nil {
-			return string(data) + "\n"
-		}
-	}
-	return err.Error() + "\n"
-}
+func indented(v any) string { return bundle.JSON(v, nil) }
 
 // tail returns the end of a file, or why it cannot be read.
 func tail(file string) string {

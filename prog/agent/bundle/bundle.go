@@ -81,8 +81,8 @@ func (c *Collector) Bundle(ctx context.Context, req api.HostRequest) (out api.Bu
 // files collects the files of this host. What cannot be read says why.
 func (c *Collector) files(ctx context.Context) map[string]string {
 	out := System()
-	out["report.json"] = text(c.cfg.Report(ctx))
-	out["policies.json"] = text(c.cfg.Policies(ctx))
+	out["report.json"] = JSON(c.cfg.Report(ctx))
+	out["policies.json"] = JSON(c.cfg.Policies(ctx))
 	out["rules.nft"] = c.cfg.Rules()
 	var stacks strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&stacks, 1) // a strings.Builder takes everything
@@ -95,8 +95,8 @@ func (c *Collector) files(ctx context.Context) map[string]string {
 	return out
 }
 
-// text returns a value as JSON, or why there is none.
-func text(v any, err error) string {
+// JSON returns a value as the content of a file, or why there is none.
+func JSON(v any, err error) string {
 	if err == nil {
 		var data []byte
 		if data, err = json.MarshalIndent(v, "", "  "); err == nil {

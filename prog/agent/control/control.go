@@ -150,7 +150,7 @@ func (s *Server) Stop(ctx context.Context, req api.StopRequest) (r api.StopReply
 
 // RemovePeer takes over the addresses of a peer that is gone for good.
 func (s *Server) RemovePeer(ctx context.Context, req api.RemovePeerRequest) (r api.RemovePeerReply, err error) {
-	id, err := s.findPeer(req.Peer)
+	id, err := view.FindPeer(s.cfg.Mesh.Peers(), req.Peer)
 	if err != nil {
 		return r, err
 	}
@@ -215,26 +215,6 @@ func (s *Server) Remove(ctx context.Context, id peer.ID, force bool) (uint64, er
 		return slots, err
 	}
 	return slots, s.cfg.Mesh.ForgetPeer(ctx, id)
-}
-
-// findPeer finds a peer by its id or its nickname.
-func (s *Server) findPeer(name string) (found peer.ID, err error) {
-	if id, err := peer.ParseID(name); err == nil {
-		return id, nil // also for a peer whose record was lost
-	}
-	for _, p := range s.cfg.Mesh.Peers() {
-		if p.Record.Identity == nil || p.Record.Nickname != name || p.Record.State == peer.Left {
-			continue
-		}
-		if !found.IsZero() {
-			return found, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("several peers are called %s: give the id (`weft status peers`)", name)}
-		}
-		found = p.Record.ID()
-	}
-	if found.IsZero() {
-		return found, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("no peer has the id or the nickname %s (`weft status peers` lists them)", name)}
-	}
-	return found, nil
 }
 
 // Usage asks all peers that own addresses how many of the addresses they use.

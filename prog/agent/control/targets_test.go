@@ -103,7 +103,7 @@ func TestAPeerIsFoundByItsIDOrItsOnlyNickname(t *testing.T) {
 	s := New(Config{Mesh: &fakeMesh{}})
 	unknown := agenttest.Record(9).ID() // a peer that owns addresses, but whose record was lost
 	for name, want := range map[string]peer.ID{unknown.String(): unknown, "h3": agenttest.Record(3).ID(), "h2": {}, "nosuch": {}} {
-		got, err := s.findPeer(name)
+		got, err := view.FindPeer(s.cfg.Mesh.Peers(), name)
 		if !want.IsZero() && (err != nil || got != want) || want.IsZero() && code(err) != api.CodeBadRequest {
 			t.Errorf("%s: found %v, error %v; want the peer of the table, or a bad request", name, got, err)
 		}

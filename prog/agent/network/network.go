@@ -130,21 +130,7 @@ func (n *Overview) Find(word string) (found peer.ID, err error) {
 	if v == nil {
 		return found, &api.Error{Code: api.CodeNotReady, Message: "the agent has just started and knows no other peer yet: try again in a moment"}
 	}
-	for id, r := range v.Records {
-		switch {
-		case id.String() == word:
-			return id, nil
-		case r.Nickname != word:
-		case !found.IsZero():
-			return found, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("several peers are called %s: give the id (`weft status peers`)", word)}
-		default:
-			found = id
-		}
-	}
-	if found.IsZero() {
-		return found, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("no peer has the id or the nickname %s (`weft status peers` lists them)", word)}
-	}
-	return found, nil
+	return view.FindPeer(v.Peers, word)
 }
 
 // Handlers answer other peers, by the kind of request.

@@ -148,7 +148,7 @@ func TestASummaryHasTheTunnelsThatMatter(t *testing.T) {
 func TestReportsOfOtherHosts(t *testing.T) {
 	o, _, own := newOverview(t, &others{answers: map[peer.ID]string{}})
 	own.report.Version = "v2"
-	if r, err := o.HostReport(t.Context(), api.HostRequest{Peer: "here"}); err != nil || r.Version != "v2" {
+	if r, err := o.HostReport(t.Context(), api.HostRequest{Peer: agenttest.Self.String()}); err != nil || r.Version != "v2" {
 		t.Errorf("this host: %+v, %v", r, err)
 	}
 	if _, err := o.HostReport(t.Context(), api.HostRequest{Peer: "nobody"}); err == nil {
