@@ -115,6 +115,9 @@ func Are[N ~int | ~uint64](n N) string {
 // Printable returns at most the given number of characters of a text that another host wrote. Characters that
 // control a terminal become spaces.
 func Printable(s string, most int) string {
+	if len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return s // most texts are: nothing is copied
+	}
 	var out strings.Builder
 	for _, r := range s {
 		if most--; most < 0 {

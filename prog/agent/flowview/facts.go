@@ -12,6 +12,7 @@ import (
 	"weft/prog/agent/view"
 	"weft/prog/api"
 	"weft/prog/flows"
+	"weft/prog/words"
 	"weft/router/policy"
 )
 
@@ -134,7 +135,7 @@ func denied(f *flows.Facts, q question, v policy.Verdict) {
 
 // because takes the first rule that decided, and the sentence of a decision.
 func because(f *flows.Facts, d api.Decision) {
-	f.Why = printable(d.Why(), 4*mostText)
+	f.Why = words.Printable(d.Why(), 4*mostText)
 	switch {
 	case d.By != nil:
 		f.Policy, f.Rule = d.By.Policy, d.By.Rule
@@ -176,7 +177,7 @@ func (k *known) end(a netip.Addr) *flows.End {
 	if found, ok := k.snapshot.World.At(a); ok {
 		owner, id := enforce.OwnerOf(found)
 		e = &flows.End{
-			Namespace: printable(found.Namespace, mostText), Name: printable(cmp.Or(found.Name, id[:min(12, len(id))]), mostText),
+			Namespace: words.Printable(found.Namespace, mostText), Name: words.Printable(cmp.Or(found.Name, id[:min(12, len(id))]), mostText),
 			Labels: cleanLabels(found.Labels), Peer: k.view.Name(owner),
 		}
 	} else if s, ok := k.universe.Slot(a); ok {

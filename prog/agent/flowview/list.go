@@ -179,7 +179,7 @@ func (w *View) others(ctx context.Context, req api.FlowsRequest, most int, r *ap
 			theirs, err = decodeAnswer(answer, &h, most)
 		}
 		if err != nil {
-			h = api.FlowsHost{Peer: h.Peer, Nickname: h.Nickname, Error: printable(err.Error(), mostText), Next: req.After[h.Peer]}
+			h = api.FlowsHost{Peer: h.Peer, Nickname: h.Nickname, Error: words.Printable(err.Error(), mostText), Next: req.After[h.Peer]}
 		}
 		r.Hosts = append(r.Hosts, h)
 		r.Flows = append(r.Flows, theirs...)

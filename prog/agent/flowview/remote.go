@@ -8,12 +8,12 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"weft/mesh/peer"
 	"weft/prog/agent/ask"
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // requestList asks a member for its flows: api.FlowsRequest → listed, as JSON.
@@ -100,7 +100,7 @@ func decodeAnswer(answer []byte, h *api.FlowsHost, most int) ([]api.Flow, error)
 	if len(l.Flows) > most {
 		return nil, fmt.Errorf("it answered with %d flows, more than asked for", len(l.Flows))
 	}
-	h.Error, h.Off, h.Next, h.Lost, h.More = printable(l.Host.Error, mostText), l.Host.Off, l.Host.Next, l.Host.Lost, max(0, l.Host.More)
+	h.Error, h.Off, h.Next, h.Lost, h.More = words.Printable(l.Host.Error, mostText), l.Host.Off, l.Host.Next, l.Host.Lost, max(0, l.Host.More)
 	for i := range l.Flows {
 		f := &l.Flows[i]
 		f.Peer, f.Nickname = h.Peer, h.Nickname
@@ -108,7 +108,7 @@ func decodeAnswer(answer []byte, h *api.FlowsHost, most int) ([]api.Flow, error)
 			f.Last = now
 		}
 		for _, text := range []*string{&f.Verdict, &f.Protocol, &f.Direction, &f.Policy, &f.Rule, &f.Why} {
-			*text = printable(*text, mostText)
+			*text = words.Printable(*text, mostText)
 		}
 		cleanEnd(&f.From)
 		cleanEnd(&f.To)
@@ -118,7 +118,7 @@ func decodeAnswer(answer []byte, h *api.FlowsHost, most int) ([]api.Flow, error)
 }
 
 func cleanEnd(e *api.FlowEnd) {
-	e.Namespace, e.Name, e.Peer = printable(e.Namespace, mostText), printable(e.Name, mostText), printable(e.Peer, mostText)
+	e.Namespace, e.Name, e.Peer = words.Printable(e.Namespace, mostText), words.Printable(e.Name, mostText), words.Printable(e.Peer, mostText)
 	e.Labels = cleanLabels(e.Labels)
 }
 
@@ -126,32 +126,16 @@ func cleanEnd(e *api.FlowEnd) {
 func cleanLabels(labels map[string]string) map[string]string {
 	clean := len(labels) <= mostLabels
 	for k, v := range labels {
-		clean = clean && printable(k, mostText) == k && printable(v, mostText) == v
+		clean = clean && words.Printable(k, mostText) == k && words.Printable(v, mostText) == v
 	}
 	if clean {
 		return labels
 	}
 	out := map[string]string{}
 	for _, k := range slices.Sorted(maps.Keys(labels))[:min(mostLabels, len(labels))] {
-		out[printable(k, mostText)] = printable(labels[k], mostText)
+		out[words.Printable(k, mostText)] = words.Printable(labels[k], mostText)
 	}
 	return out
-}
-
-// printable replaces what could change a terminal, and cuts a text that is too long.
-func printable(s string, most int) string {
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "")
-	}
-	if peer.Printable(s) {
-		return s
-	}
-	return strings.Map(func(r rune) rune {
-		if !peer.Printable(string(r)) {
-			return '?'
-		}
-		return r
-	}, s)
 }
 
 // withoutZone removes the zone of an address, which is text.
