@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,7 +20,7 @@ import (
 // others is a mesh of peers with fixed answers.
 type others struct {
 	answers map[peer.ID]string // empty: none comes
-	asked   int
+	asked   atomic.Int32
 }
 
 func (o *others) Others() (out []peer.ID) {
@@ -30,7 +31,7 @@ func (o *others) Others() (out []peer.ID) {
 }
 func (o *others) Reachable(peer.ID) bool { return true }
 func (o *others) Request(ctx context.Context, to peer.ID, _ string, _ []byte) ([]byte, error) {
-	o.asked++
+	o.asked.Add(1)
 	if o.answers[to] == "" {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -97,12 +98,12 @@ func TestAnswersAreUsedAgainForAWhile(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if mesh.asked != 1 {
-			t.Errorf("the peer was asked %d times for 10 pictures at once, want 1", mesh.asked)
+		if mesh.asked.Load() != 1 {
+			t.Errorf("the peer was asked %d times for 10 pictures at once, want 1", mesh.asked.Load())
 		}
 		time.Sleep(2 * fresh)
-		if _, err := o.Network(t.Context()); err != nil || mesh.asked != 2 {
-			t.Errorf("the peer was asked %d times, error %v; want again after a while", mesh.asked, err)
+		if _, err := o.Network(t.Context()); err != nil || mesh.asked.Load() != 2 {
+			t.Errorf("the peer was asked %d times, error %v; want again after a while", mesh.asked.Load(), err)
 		}
 	})
 }
