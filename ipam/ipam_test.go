@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -59,7 +60,7 @@ type cluster struct {
 	hosts map[peer.ID]*host
 	cut   func(a, b peer.ID) bool
 
-	replyLate bool // delay replies, so that gossip arrives first
+	replyLate time.Duration // delays replies, for example so that gossip arrives first
 	tune      func(*Config)
 }
 
@@ -152,8 +153,10 @@ func (m *host) Request(ctx context.Context, to peer.ID, kind string, payload []b
 		return nil, errors.New("unreachable")
 	}
 	reply, err := other.Handlers()[kind](ctx, m.id, payload)
-	if m.c.replyLate {
-		time.Sleep(100 * time.Millisecond)
+	select {
+	case <-time.After(m.c.replyLate):
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	if m.loseReplies.Load() {
 		<-ctx.Done()
@@ -315,6 +318,51 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 	})
 }
 
+// Peers that answer later than usual delay an allocation together, not one after the other.
+func TestSlowPeersDoNotAddUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		const peers = 20
+		for n := 1; n <= peers; n++ {
+			c.start(n, &disk{})
+		}
+		for range 3 {
+			c.gossip()
+			synctest.Wait()
+		}
+		allocate := func(n int, key string) error {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			_, err := c.hosts[peerID(n)].Allocate(ctx, key, nil)
+			return err
+		}
+		for i := range universe.Usable().Len() - 1 {
+			if err := allocate(1+int(i)%peers, fmt.Sprint(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.replyLate = 3 * usageTimeout / 2
+		for n := 1; n <= peers; n++ {
+			if c.hosts[peerID(n)].full() {
+				if err := allocate(n, "last"); err != nil {
+					t.Errorf("peer %d could not allocate the last address: %v", n, err)
+				}
+				if err := allocate(n, "none"); err == nil || !strings.Contains(err.Error(), "not all peers have answered yet") {
+					t.Errorf("got the error %v, want that peers are still being asked", err)
+				}
+				break
+			}
+		}
+		c.end()
+	})
+}
+
+// full reports whether a member has no free slot itself.
+func (m *host) full() bool {
+	snap, err := m.Snapshot(context.Background())
+	return err == nil && snap.Free == 0
+}
+
 // Twenty peers use a /24 up to its last address. Only then requests fail, with the reason.
 func TestEveryUsableAddressCanBeAllocated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -405,7 +453,7 @@ func TestOneRequestLeadsToOneGrant(t *testing.T) {
 			c.start(n, &disk{})
 		}
 		c.gossip()
-		c.replyLate = true
+		c.replyLate = 100 * time.Millisecond
 		for n := 2; n <= 3; n++ {
 			if _, err := c.hosts[peerID(n)].Allocate(t.Context(), "a", nil); err != nil {
 				t.Fatal(err)

@@ -40,8 +40,12 @@ const (
 	soonAfter    = 500 * time.Millisecond // how long a starting peer then waits for further peers
 )
 
-// mostAsked limits how many peers are asked for their usage at once.
-const mostAsked = 16
+// mostAsked limits how many peers are asked for their usage at once. silentAtOnce limits how many of those that did not
+// answer are asked for space at once: each of them may give some.
+const (
+	mostAsked    = 16
+	silentAtOnce = 4
+)
 
 // Handlers returns the handlers of other peers' requests, by kind.
 func (a *Allocator) Handlers() map[string]func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
@@ -165,8 +169,8 @@ func (a *Allocator) ask() {
 	if a.asking {
 		return
 	}
-	a.asking = true
 	donors, refusals := a.donors()
+	a.asking = true
 	ctx := a.ctx
 	a.asks.Go(func() {
 		got, more := a.askEach(ctx, donors, requestSpace)
@@ -176,6 +180,7 @@ func (a *Allocator) ask() {
 		_ = a.do(ctx, func() {
 			a.asking, a.refusals = false, slices.Concat(refusals, more)
 			if got {
+				a.refusals = nil
 				a.serve() // this starts another round if requests still wait
 			}
 		})
@@ -189,21 +194,46 @@ func (a *Allocator) pressed(ctx context.Context) (still bool) {
 	return still
 }
 
-// askEach asks one donor after the other, the donor with the most free slots first, until one gives
-// space. It runs outside the actor.
+// askEach asks donors until one gives space: one after the other, the donor with the most free slots first; then those
+// that did not say in time what they have free, several at once, so that slow peers do not add up. It runs outside the
+// actor.
 func (a *Allocator) askEach(ctx context.Context, donors []peer.ID, kind string) (got bool, refusals []string) {
-	usage := a.Usage(ctx, donors[:min(len(donors), mostAsked)])
-	slices.SortStableFunc(donors, func(x, y peer.ID) int { return cmp.Compare(usage[y].Free, usage[x].Free) })
-	for _, id := range donors {
-		if u, known := usage[id]; known && u.Free == 0 && (kind == requestSpace || u.Resting == 0) {
-			refusals = append(refusals, a.cfg.Mesh.Name(id)+" has no free address")
-			continue
+	var silent []peer.ID
+	for some := range slices.Chunk(donors, mostAsked) {
+		usage := a.Usage(ctx, some)
+		slices.SortStableFunc(some, func(x, y peer.ID) int { return cmp.Compare(usage[y].Free, usage[x].Free) })
+		for _, id := range some {
+			u, known := usage[id]
+			switch {
+			case !known:
+				silent = append(silent, id)
+			case u.Free == 0 && (kind == requestSpace || u.Resting == 0):
+				refusals = append(refusals, a.cfg.Mesh.Name(id)+" has no free address")
+			default:
+				err := a.askFor(ctx, id, kind, a.Full())
+				if err == nil {
+					return true, nil
+				}
+				refusals = append(refusals, fmt.Sprintf("%s: %v", a.cfg.Mesh.Name(id), err))
+			}
 		}
-		err := a.askFor(ctx, id, kind, a.Full())
-		if err == nil {
+	}
+	for some := range slices.Chunk(silent, silentAtOnce) {
+		var mu sync.Mutex
+		var all sync.WaitGroup
+		for _, id := range some {
+			all.Go(func() {
+				err := a.askFor(ctx, id, kind, a.Full())
+				mu.Lock()
+				defer mu.Unlock()
+				if got = got || err == nil; err != nil {
+					refusals = append(refusals, fmt.Sprintf("%s: %v", a.cfg.Mesh.Name(id), err))
+				}
+			})
+		}
+		if all.Wait(); got {
 			return true, nil
 		}
-		refusals = append(refusals, fmt.Sprintf("%s: %v", a.cfg.Mesh.Name(id), err))
 	}
 	return false, refusals
 }
@@ -248,6 +278,9 @@ func (a *Allocator) donors() (donors []peer.ID, refusals []string) {
 func (a *Allocator) shortage() error {
 	const most = 5
 	why := slices.Clone(a.refusals)
+	if a.asking {
+		why = append(why, "not all peers have answered yet")
+	}
 	if len(why) == 0 {
 		return ErrNoSpace
 	}
