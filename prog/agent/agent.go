@@ -265,7 +265,7 @@ func (r *run) wireQueries(h host, p *parts) {
 		Sources: p.sources(h),
 	})
 	p.network = network.New(network.Config{Self: t.Self, Mesh: p.mesh, View: seen, Reporter: p.status, Know: p.enforce.Snapshot})
-	p.matrix = matrix.New(matrix.Config{Self: t.Self, Mesh: p.mesh, View: seen, Endpoints: p.attached, Program: []string{"/proc/self/exe", "check-endpoint"}, Log: log})
+	p.matrix = matrix.New(matrix.Config{Self: t.Self, Mesh: p.mesh, View: seen, Endpoints: p.attached, Log: log})
 	p.check = check.New(check.Config{Self: t.Self, Mesh: p.mesh, View: seen, Report: p.status.Report, StateDir: o.StateDir, Containers: p.matrix.Test})
 	p.trace = trace.New(trace.Config{Self: t.Self, Mesh: p.mesh, View: seen, Attached: &p.attached.Value, Explain: p.explain, Paths: p.paths.Status, Log: log})
 	p.bundle = bundle.New(bundle.Config{

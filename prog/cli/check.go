@@ -4,11 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
-	"weft/prog/agent/matrix"
 	"weft/prog/api"
 	"weft/prog/words"
 )
@@ -47,14 +45,6 @@ The exit code is 1 if a check fails.` + exitHelp,
 	cmd.Flags().BoolVar(&all, "all-hosts", false, "check every host, and compare them")
 	cmd.Flags().BoolVar(&containers, "containers", false, "also start a test container on every host, and have all of these talk to each other")
 	return cmd
-}
-
-// checkEndpoint is the process of a test container, which only the agent starts.
-func (a *app) checkEndpoint() *cobra.Command {
-	return &cobra.Command{
-		Use: "check-endpoint", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return matrix.Child(cmd.Context(), os.Stdin) },
-	}
 }
 
 // printChecks prints each host with its checks, and the sum.

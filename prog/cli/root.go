@@ -137,7 +137,7 @@ func (a *app) root() *cobra.Command {
 		a.attach(), a.detach(), a.ps(), a.expose(), a.hide(),
 		a.dnsAdd(), a.dnsRemove(), a.dnsLookup(),
 		a.policy(), a.flows(), a.trace(),
-		a.status(), a.check(), a.checkEndpoint(), a.logs(), a.bundle(), a.report(), a.ui(), a.version(), a.config(), a.token(), a.datapath(),
+		a.status(), a.check(), a.logs(), a.bundle(), a.report(), a.ui(), a.version(), a.config(), a.token(), a.datapath(),
 		lab.Command(), probe.Command(a.addressesOf),
 	)
 	root.InitDefaultHelpCmd()

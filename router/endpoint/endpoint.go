@@ -117,12 +117,6 @@ func Open(netnsPath, ifname string) (_ *Container, err error) {
 	return c, nil
 }
 
-// Adopt returns the Container of a process that has opened its own network namespace, and a netlink socket in it, for
-// this one: then no namespace is entered. The Container closes both.
-func Adopt(namespace, socket int, ifname string) *Container {
-	return &Container{path: "the process's namespace", ifname: ifname, ns: netns.NsHandle(namespace), own: netns.None(), socket: link.Socket(socket)}
-}
-
 // Close closes the handles of the namespace; the namespace itself stays.
 func (c *Container) Close() {
 	c.socket.Close()

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/router/packet"
 	"weft/router/policy"
 )
 
@@ -21,8 +22,8 @@ func attr(kind uint16, value []byte) []byte {
 func word(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 
 // message returns a trace message: a rule of Docker's chain drops a packet.
-func message(packet Packet) []byte {
-	b := packet.Bytes()
+func message(p Packet) []byte {
+	b := p.Bytes()
 	return bytes.Join([][]byte{
 		{unix.NFPROTO_IPV4, 0, 0, 0},
 		attr(attrTable, []byte("filter\x00")), attr(attrChain, []byte("DOCKER\x00")), attr(attrHandle, []byte{0, 0, 0, 0, 0, 0, 0, 7}),
@@ -38,7 +39,7 @@ func TestATraceMessageIsRead(t *testing.T) {
 	if !ok || e.Table != "filter" || e.Chain != "DOCKER" || e.Handle != 7 || e.Kind != Rule || e.Verdict != Drop || e.In != 4 || e.Out != 5 || e.id != 9 || e.Family != unix.NFPROTO_IPV4 {
 		t.Errorf("parse returns %+v, %v, want a drop by rule 7 of filter DOCKER", e, ok)
 	}
-	if src, dst, ok := Addresses(e.Network); !ok || src != syn.Src || dst != syn.Dst {
+	if src, dst, ok := packet.Addresses(e.Network); !ok || src != syn.Src || dst != syn.Dst {
 		t.Errorf("the addresses are %v, %v, want %v, %v", src, dst, syn.Src, syn.Dst)
 	}
 }
@@ -65,7 +66,7 @@ func TestRecorderTakesMarkedPackets(t *testing.T) {
 	}
 }
 
-// The checksums of packets are right: the sum over each whole packet is all ones (RFC 1071).
+// The checksums of packets are right: the complement of the sum over each whole packet is 0 (RFC 1071).
 func TestPacketsHaveValidChecksums(t *testing.T) {
 	for _, src := range []string{"10.32.0.2", "fd00::2"} {
 		p := Packet{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(src).Next(), ID: 64000, Port: 80}
@@ -76,14 +77,14 @@ func TestPacketsHaveValidChecksums(t *testing.T) {
 		}
 		for _, p.Protocol = range protocols {
 			b := p.Bytes()
-			if header == 20 && fold(sum(b[:20])) != 0xffff {
+			if header == 20 && packet.Checksum(b[:20]) != 0 {
 				t.Errorf("%v: the checksum of the header is wrong", p)
 			}
-			s := sum(b[header:])
+			var pseudo []byte
 			if p.Protocol != policy.ICMP {
-				s += sum(p.Src.AsSlice()) + sum(p.Dst.AsSlice()) + uint32(p.Protocol) + uint32(len(b)-header)
+				pseudo = packet.PseudoHeader(p.Src, p.Dst, byte(p.Protocol), len(b)-header)
 			}
-			if fold(s) != 0xffff {
+			if packet.Checksum(pseudo, b[header:]) != 0 {
 				t.Errorf("%v: the checksum is wrong", p)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"net/netip"
 
+	"weft/router/packet"
 	"weft/router/policy"
 )
 
@@ -19,9 +20,6 @@ const (
 // payloadText is what the packet carries, so that whoever sees it knows what it is.
 const payloadText = "weft trace"
 
-// hops is the TTL of the packet.
-const hops = 64
-
 func (p Packet) pings() bool { return p.Protocol == policy.ICMP || p.Protocol == policy.ICMPv6 }
 
 // echoTypes returns the types of an echo request and its reply (RFC 792, RFC 4443).
@@ -34,35 +32,12 @@ func echoTypes(is4 bool) (request, reply byte) {
 
 // answeredBy reports whether a network header is that of a packet to the source.
 func (p Packet) answeredBy(network []byte) bool {
-	_, dst, ok := Addresses(network)
+	_, dst, ok := packet.Addresses(network)
 	return ok && dst == p.Src
 }
 
-// Addresses returns the addresses in a network header.
-func Addresses(network []byte) (src, dst netip.Addr, ok bool) {
-	switch {
-	case len(network) >= 20 && network[0]>>4 == 4:
-		return netip.AddrFrom4([4]byte(network[12:16])), netip.AddrFrom4([4]byte(network[16:20])), true
-	case len(network) >= 40 && network[0]>>4 == 6:
-		return netip.AddrFrom16([16]byte(network[8:24])), netip.AddrFrom16([16]byte(network[24:40])), true
-	}
-	return src, dst, false
-}
-
 // Bytes returns the packet with its network header.
-func (p Packet) Bytes() []byte {
-	body := p.body()
-	if p.Src.Is4() {
-		b := []byte{0x45, 0, 0, 0, 0, 0, 0x40, 0, hops, byte(p.Protocol), 0, 0} // do not fragment
-		binary.BigEndian.PutUint16(b[2:], uint16(20+len(body)))
-		b = append(append(b, p.Src.AsSlice()...), p.Dst.AsSlice()...)
-		binary.BigEndian.PutUint16(b[10:], ^fold(sum(b)))
-		return append(b, body...)
-	}
-	b := []byte{0x60, 0, 0, 0, 0, 0, byte(p.Protocol), hops}
-	binary.BigEndian.PutUint16(b[4:], uint16(len(body)))
-	return append(append(append(b, p.Src.AsSlice()...), p.Dst.AsSlice()...), body...)
-}
+func (p Packet) Bytes() []byte { return packet.IP(p.Src, p.Dst, byte(p.Protocol), p.body()) }
 
 // body returns the transport header and the payload.
 func (p Packet) body() []byte {
@@ -88,30 +63,16 @@ func (p Packet) body() []byte {
 		b = append(append(b, 0, 1), payloadText...)
 		at = 2
 	}
-	s := sum(b)
-	if p.Protocol != policy.ICMP { // the pseudo header
-		s += sum(p.Src.AsSlice()) + sum(p.Dst.AsSlice()) + uint32(p.Protocol) + uint32(len(b))
+	var pseudo []byte
+	if p.Protocol != policy.ICMP {
+		pseudo = packet.PseudoHeader(p.Src, p.Dst, byte(p.Protocol), len(b))
 	}
-	check := ^fold(s)
+	check := packet.Checksum(pseudo, b)
 	if check == 0 && p.Protocol == policy.UDP {
 		check = 0xffff
 	}
 	binary.BigEndian.PutUint16(b[at:], check)
 	return b
-}
-
-func sum(b []byte) (s uint32) {
-	for i, x := range b {
-		s += uint32(x) << (8 * (1 - i%2))
-	}
-	return s
-}
-
-func fold(s uint32) uint16 {
-	for s > 0xffff {
-		s = s&0xffff + s>>16
-	}
-	return uint16(s)
 }
 
 // Answer is what came back to the source.
@@ -123,7 +84,7 @@ type Answer struct {
 
 // AnswerOf reads an answer from its headers.
 func (p Packet) AnswerOf(network, transport []byte) (a Answer, ok bool) {
-	from, _, ok := Addresses(network)
+	from, _, ok := packet.Addresses(network)
 	if !ok || len(transport) < 4 {
 		return a, false
 	}

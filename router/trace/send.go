@@ -1,7 +1,6 @@
 package trace
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/router/link"
+	"weft/router/packet"
 )
 
 // linkPrefix begins the names of the links by which packets are injected. Rules about endpoints must not match it.
@@ -111,11 +111,9 @@ func (i *Injector) Send(p Packet, ends Ends) error {
 	if p.Src.Is4() {
 		protocol = unix.ETH_P_IP
 	}
-	frame := append(append([]byte(nil), ends.Host...), ends.Container...)
-	frame = append(binary.BigEndian.AppendUint16(frame, protocol), p.Bytes()...)
 	to := &unix.SockaddrLinklayer{Ifindex: i.index, Protocol: protocol<<8 | protocol>>8, Halen: 6}
 	copy(to.Addr[:], ends.Host)
-	if err := unix.Sendto(i.socket, frame, 0, to); err != nil {
+	if err := unix.Sendto(i.socket, packet.Frame(ends.Host, ends.Container, p.Bytes()), 0, to); err != nil {
 		return fmt.Errorf("trace: sending the packet: %w", err)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"weft/prog/api"
 	"weft/router/link"
 	"weft/router/nft"
+	"weft/router/packet"
 	"weft/router/policy"
 	"weft/router/trace"
 )
@@ -56,7 +57,7 @@ func (p Part) Done() bool {
 }
 
 // Assemble returns what the events of one host mean.
-func Assemble(at Place, packet trace.Packet, events []trace.Event) (p Part) {
+func Assemble(at Place, traced trace.Packet, events []trace.Event) (p Part) {
 	there, back := -1, -1
 	for _, e := range events {
 		if !e.Answer && there < 0 {
@@ -78,7 +79,7 @@ func Assemble(at Place, packet trace.Packet, events []trace.Event) (p Part) {
 	}
 	w = follow(events, back)
 	w.begun = begun
-	p.Answer, _ = packet.AnswerOf(w.network, w.transport)
+	p.Answer, _ = traced.AnswerOf(w.network, w.transport)
 	p.Back, p.BackEnd, p.BackWhy = w.answer(at, p.Answer)
 	return p
 }
@@ -106,7 +107,7 @@ func follow(events []trace.Event, number int) walk {
 			continue
 		}
 		w.last = e.At
-		if src, dst, ok := trace.Addresses(e.Network); ok {
+		if src, dst, ok := packet.Addresses(e.Network); ok {
 			if !w.src.IsValid() {
 				w.src, w.dst, w.network, w.transport = src, dst, e.Network, e.Transport
 			}

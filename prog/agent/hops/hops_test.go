@@ -14,9 +14,9 @@ import (
 )
 
 var (
-	packet = trace.Packet{Protocol: policy.TCP, Src: netip.MustParseAddr("10.32.0.2"), Dst: netip.MustParseAddr("10.40.0.1"), Port: 80, ID: 64000}
-	h1     = Place{Name: "h1", Links: map[int]string{1: "weft-a", 2: "weft", 3: "weft-b", 4: "eth0"}, From: true, Tunnel: " to h2: direct", NoRoute: "network is unreachable"}
-	h2     = Place{Name: "h2", Links: h1.Links, To: true}
+	syn = trace.Packet{Protocol: policy.TCP, Src: netip.MustParseAddr("10.32.0.2"), Dst: netip.MustParseAddr("10.40.0.1"), Port: 80, ID: 64000}
+	h1  = Place{Name: "h1", Links: map[int]string{1: "weft-a", 2: "weft", 3: "weft-b", 4: "eth0"}, From: true, Tunnel: " to h2: direct", NoRoute: "network is unreachable"}
+	h2  = Place{Name: "h2", Links: h1.Links, To: true}
 )
 
 // story writes events as a test reads best: hooks that the packet passes, and verdicts of other chains.
@@ -58,7 +58,7 @@ func (s *story) drops(family uint8, table, chain string) *story {
 
 func (s *story) from(in int) *story {
 	s.in = in
-	return s.begins("prerouting", packet.Bytes()).passes("prerouting")
+	return s.begins("prerouting", syn.Bytes()).passes("prerouting")
 }
 
 func (s *story) to(out int) *story {
@@ -69,7 +69,7 @@ func (s *story) to(out int) *story {
 // synAck begins the answer.
 func (s *story) synAck(in int) *story {
 	s.packet, s.answer, s.in, s.out = 1, true, in, 0
-	answer := trace.Packet{Protocol: policy.TCP, Src: packet.Dst, Dst: packet.Src, Port: packet.ID, ID: packet.Port}.Bytes()
+	answer := trace.Packet{Protocol: policy.TCP, Src: syn.Dst, Dst: syn.Src, Port: syn.ID, ID: syn.Port}.Bytes()
 	answer[20+13] = 0x12
 	return s.begins("prerouting", answer).passes("prerouting")
 }
@@ -91,7 +91,7 @@ func TestWhereAPacketEnded(t *testing.T) {
 		{"nothing is seen", nil, nil, "", api.TraceLost, "never reached nftables", ""},
 		{"answered", new(story).from(1).to(2).passes("forward", "postrouting").synAck(2).to(1).passes("forward", "postrouting").list, back, "", api.TraceAnswered, "SYN-ACK", "source route egress tunnel answer"},
 		{"no route", sent().list, nil, "", api.TraceUnroutable, "network is unreachable", "source route"},
-		{"guard", new(story).begins("prerouting", packet.Bytes()).drops(unix.NFPROTO_INET, "weft", "from-endpoint").list, nil, "", api.TraceDropped, "by rule 7 of chain from-endpoint of Weft's guard", "source guard"},
+		{"guard", new(story).begins("prerouting", syn.Bytes()).drops(unix.NFPROTO_INET, "weft", "from-endpoint").list, nil, "", api.TraceDropped, "by rule 7 of chain from-endpoint of Weft's guard", "source guard"},
 		{"egress", sent().to(2).begins("forward", nil).drops(unix.NFPROTO_INET, "weft", "drop-egress").list, nil, "", api.TraceDropped, "denied by policies, in chain drop-egress", "source route egress"},
 		{"ingress here", sent().to(3).begins("forward", nil).drops(unix.NFPROTO_INET, "weft", "drop-ingress").list, nil, "", api.TraceDropped, "drop-ingress", "source route egress ingress"},
 		{"other firewall", sent().to(2).begins("forward", nil).drops(unix.NFPROTO_IPV4, "filter", "DOCKER-USER").list, nil, "", api.TraceDropped, "chain ip filter DOCKER-USER, which is not Weft's", "source route firewall"},
@@ -104,12 +104,12 @@ func TestWhereAPacketEnded(t *testing.T) {
 		{"left", sent().to(4).passes("forward", "postrouting").list, nil, "", api.TraceLeft, "left the network on h1", "source route egress outside"},
 		{"vanished", sent().to(2).begins("forward", nil).list, nil, "", api.TraceLost, "no rule of nftables", "source route"},
 	} {
-		near := Assemble(h1, packet, c.near)
+		near := Assemble(h1, syn, c.near)
 		var far *Remote
 		if c.far != nil || c.silent != "" {
-			far = &Remote{Name: "h2", Part: Assemble(h2, packet, c.far), Path: "relayed via h3", Err: c.silent}
+			far = &Remote{Name: "h2", Part: Assemble(h2, syn, c.far), Path: "relayed via h3", Err: c.silent}
 		}
-		result, ended := Conclude(packet, "h1", near, far)
+		result, ended := Conclude(syn, "h1", near, far)
 		var stages []string
 		for _, h := range append(near.There, near.Back...) {
 			stages = append(stages, h.Stage)

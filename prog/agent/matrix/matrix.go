@@ -60,15 +60,14 @@ type Config struct {
 	Mesh      ask.Mesh
 	View      live.Reader[*view.View]
 	Endpoints Endpoints
-	// Program is the command of a test endpoint's process, which calls Child.
-	Program []string
-	Log     *slog.Logger
+	Log       *slog.Logger
 }
 
 // Matrix starts test endpoints.
 type Matrix struct {
 	cfg   Config
 	limit ask.Limit
+	start func(context.Context) (*tester, error)
 
 	mu     sync.Mutex // held while the endpoint is started, asked or ended
 	tester *tester    // nil: there is none
@@ -80,11 +79,20 @@ type Matrix struct {
 
 // New makes a Matrix; it starts nothing.
 func New(cfg Config) *Matrix {
-	return &Matrix{cfg: cfg, limit: ask.Limit{Every: 10 * time.Second, Burst: 6}}
+	m := &Matrix{cfg: cfg, limit: ask.Limit{Every: 10 * time.Second, Burst: 6}}
+	m.start = m.attach
+	return m
 }
 
-// Run ends the test endpoint of this host when ctx ends.
+// Run removes the test endpoint that a killed agent has left, and ends that of this host when ctx ends.
 func (m *Matrix) Run(ctx context.Context) error {
+	m.mu.Lock()
+	if m.tester == nil {
+		if err := m.clean(ctx); err != nil && ctx.Err() == nil {
+			m.cfg.Log.Warn("cannot remove the test endpoint of an earlier run: the next check removes it", "err", err)
+		}
+	}
+	m.mu.Unlock()
 	<-ctx.Done()
 	m.end()
 	return nil
@@ -139,11 +147,7 @@ func (m *Matrix) probe(targets []netip.Addr) (r result, err error) {
 		return r, errors.New("there is no test endpoint here")
 	}
 	m.expiry.Reset(lifetime)
-	own := m.tester.addresses
-	targets = slices.DeleteFunc(slices.Clone(targets), func(a netip.Addr) bool {
-		return slices.Contains(own, a) || !slices.ContainsFunc(own, func(o netip.Addr) bool { return o.Is4() == a.Is4() }) // this host has no IPv6
-	})
-	return m.tester.probe(targets)
+	return m.tester.talk(targets), nil
 }
 
 // Test returns the result of a test of all hosts.

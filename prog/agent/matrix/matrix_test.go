@@ -31,19 +31,13 @@ func (m mesh) Request(_ context.Context, _ peer.ID, kind string, _ []byte) ([]by
 	return []byte(m[kind]), nil
 }
 
-// refusing attaches nothing, so that no test endpoint starts.
-type refusing struct{}
-
-func (refusing) Attach(context.Context, api.AttachRequest) (api.AttachReply, error) {
-	return api.AttachReply{}, errors.New("not ready")
-}
-func (refusing) Plug(context.Context, api.EndpointRef) error   { return nil }
-func (refusing) Detach(context.Context, api.EndpointRef) error { return nil }
-
+// newMatrix returns a matrix that can start no test endpoint.
 func newMatrix(m mesh) *Matrix {
 	var v live.Value[*view.View]
 	v.Set(agenttest.View(other))
-	return New(Config{Self: agenttest.Self, Mesh: m, View: &v, Endpoints: refusing{}, Program: []string{"/nonexistent"}, Log: slog.New(slog.DiscardHandler)})
+	matrix := New(Config{Self: agenttest.Self, Mesh: m, View: &v, Log: slog.New(slog.DiscardHandler)})
+	matrix.start = func(context.Context) (*tester, error) { return nil, errors.New("not ready") }
+	return matrix
 }
 
 func TestPairsThatFailAreNamed(t *testing.T) {

@@ -199,7 +199,7 @@ func TestBundleHasAllHostsAndNoSecret(t *testing.T) {
 }
 
 // Test containers of all hosts talk to each other, and leave nothing. If one host drops what containers forward, the
-// pairs with it are named.
+// pairs with it are named. An agent that is killed meanwhile removes its test container at its next start.
 func TestCheckOfContainers(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
@@ -222,10 +222,23 @@ func TestCheckOfContainers(t *testing.T) {
 		t.Errorf("between hosts: %+v, want that containers of 3 hosts reach each other", r.Between)
 	}
 	clean()
-	load(t, l, "h3", "table inet firewall {\nchain forward { type filter hook forward priority 0; tcp dport 6790 drop; }\n}\n")
+	load(t, l, "h3", "table inet firewall {\nchain forward { type filter hook forward priority 0; meta l4proto { icmp, ipv6-icmp } drop; }\n}\n")
 	r = check(t, l, "h2", "--containers")
 	if !finds(r.Between, api.AreaContainers, "(h1) to ", "(h3)", "(h2) to ") {
 		t.Errorf("between hosts: %+v, want the pairs with h3", r.Between)
 	}
+	clean()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = l.Exec(t.Context(), "h2", nil, "weft", "check", "--containers") // its agent is killed
+	}()
+	eventually.True(t, 10*time.Second, "h2 has a test container", func() bool { return len(report(t, l, "h2").Endpoints) == 2 })
+	run(t, l, "h2", "pkill", "-9", "-f", "weft agent")
+	<-done
+	run(t, l, "h2", "weft", "launch")
+	eventually.True(t, time.Minute, "the test containers of the others end", func() bool {
+		return len(report(t, l, "h1").Endpoints) == 1 && len(report(t, l, "h3").Endpoints) == 1
+	})
 	clean()
 }

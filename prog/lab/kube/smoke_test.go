@@ -338,6 +338,9 @@ func plugin(t *testing.T) {
 	if out := ask("report", "server-node1", "--context=lab", "-n", "default"); !strings.Contains(out, `"ready": true`) {
 		t.Errorf("report with flags of kubectl lacks \"ready\": true, want it:\n%s", out)
 	}
+	if out := ask("check", "--containers"); !strings.Contains(out, "test containers of 3 hosts reach each other") {
+		t.Errorf("check of containers, want that those of 3 hosts reach each other:\n%s", out)
+	}
 	if out := ask("check"); !strings.Contains(out, "3 hosts answered") || !strings.Contains(out, " 0 failed") {
 		t.Errorf("check of all nodes, want that 3 hosts answered and nothing failed:\n%s", out)
 	}
