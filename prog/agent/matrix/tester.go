@@ -25,10 +25,10 @@ const (
 
 // These are the lengths of headers.
 const (
-	ethernet = 14
-	header4  = 20
-	header6  = 40
-	headerIC = 8 // of ICMP
+	ethernet   = 14
+	header4    = 20
+	header6    = 40
+	headerICMP = 8
 )
 
 // order asks a test endpoint to talk to each target.
@@ -98,9 +98,9 @@ func (t *tester) note(e echo) {
 // data returns what a request carries: it fills a packet of full size.
 func (t *tester) data(to netip.Addr) []byte {
 	if to.Is4() {
-		return make([]byte, t.mtu-header4-headerIC)
+		return make([]byte, t.mtu-header4-headerICMP)
 	}
-	return make([]byte, t.mtu-header6-headerIC)
+	return make([]byte, t.mtu-header6-headerICMP)
 }
 
 // owns reports whether an address is the tester's.
