@@ -194,7 +194,7 @@ func TestPendingGrantsOfALeavingPeerAreNotLost(t *testing.T) {
 		c, m, _ := three(t)
 		synctest.Wait()
 		c.lose.Store(100)
-		c.replyLate = 100 * time.Millisecond
+		c.replyLate.Store(int64(100 * time.Millisecond))
 		owned := snapshot(t, m[1]).Ring.Owned()[m[1].id]
 		claimed := make(chan error)
 		go func() {

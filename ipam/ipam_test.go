@@ -60,7 +60,7 @@ type cluster struct {
 	hosts map[peer.ID]*host
 	cut   func(a, b peer.ID) bool
 
-	replyLate time.Duration // delays replies, for example so that gossip arrives first
+	replyLate atomic.Int64 // delays replies, in nanoseconds, for example so that gossip arrives first
 	tune      func(*Config)
 }
 
@@ -154,7 +154,7 @@ func (m *host) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	}
 	reply, err := other.Handlers()[kind](ctx, m.id, payload)
 	select {
-	case <-time.After(m.c.replyLate):
+	case <-time.After(time.Duration(m.c.replyLate.Load())):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -341,7 +341,7 @@ func TestSlowPeersDoNotAddUp(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		c.replyLate = 3 * usageTimeout / 2
+		c.replyLate.Store(int64(3 * usageTimeout / 2))
 		for n := 1; n <= peers; n++ {
 			if c.hosts[peerID(n)].full() {
 				if err := allocate(n, "last"); err != nil {
@@ -453,7 +453,7 @@ func TestOneRequestLeadsToOneGrant(t *testing.T) {
 			c.start(n, &disk{})
 		}
 		c.gossip()
-		c.replyLate = 100 * time.Millisecond
+		c.replyLate.Store(int64(100 * time.Millisecond))
 		for n := 2; n <= 3; n++ {
 			if _, err := c.hosts[peerID(n)].Allocate(t.Context(), "a", nil); err != nil {
 				t.Fatal(err)
