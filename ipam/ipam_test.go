@@ -318,18 +318,24 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 	})
 }
 
+// started returns a cluster of peers that know each other's rings.
+func started(t *testing.T, peers int) *cluster {
+	c := newCluster(t, 1)
+	for n := 1; n <= peers; n++ {
+		c.start(n, &disk{})
+	}
+	for range 3 {
+		c.gossip()
+		synctest.Wait()
+	}
+	return c
+}
+
 // Peers that answer later than usual delay an allocation together, not one after the other.
 func TestSlowPeersDoNotAddUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 1)
 		const peers = 20
-		for n := 1; n <= peers; n++ {
-			c.start(n, &disk{})
-		}
-		for range 3 {
-			c.gossip()
-			synctest.Wait()
-		}
+		c := started(t, peers)
 		allocate := func(n int, key string) error {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
@@ -366,15 +372,8 @@ func (m *host) full() bool {
 // Twenty peers use a /24 up to its last address. Only then requests fail, with the reason.
 func TestEveryUsableAddressCanBeAllocated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 1)
 		const peers = 20
-		for n := 1; n <= peers; n++ {
-			c.start(n, &disk{})
-		}
-		for range 3 {
-			c.gossip()
-			synctest.Wait()
-		}
+		c := started(t, peers)
 		for i := range universe.Usable().Len() {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			_, err := c.hosts[peerID(1+int(i)%peers)].Allocate(ctx, fmt.Sprint(i), nil)

@@ -3,7 +3,9 @@ package matrix
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,15 +52,15 @@ type tester struct {
 	frames    io.ReadWriter
 	close     func()
 
-	mu       sync.Mutex
-	seq      int                 // of the requests whose answers count
-	missing  map[netip.Addr]bool // targets that have not answered yet
-	answered chan struct{}       // has a value if missing has changed
+	mu      sync.Mutex
+	seq     int                 // of the requests whose answers count
+	missing map[netip.Addr]bool // targets that have not answered yet
+	done    chan struct{}       // is closed once all have answered
 }
 
 // newTester returns a tester that answers until reading fails. id tells the answers to it from those to others.
 func newTester(frames io.ReadWriter, pair endpoint.Pair, addresses []netip.Addr, mtu, id int) *tester {
-	t := &tester{addresses: addresses, pair: pair, mtu: mtu, id: id, frames: frames, close: func() {}, answered: make(chan struct{}, 1)}
+	t := &tester{addresses: addresses, pair: pair, mtu: mtu, id: id, frames: frames, close: func() {}}
 	go t.serve()
 	return t
 }
@@ -73,7 +75,7 @@ func (t *tester) serve() {
 		}
 		e, ok := parse(buf[:n])
 		switch {
-		case !ok || !t.owns(e.to):
+		case !ok || !slices.Contains(t.addresses, e.to):
 		case e.request:
 			_ = t.send(e.to, e.from, false, e.Echo) // the sender repeats its request
 		default:
@@ -85,13 +87,11 @@ func (t *tester) serve() {
 func (t *tester) note(e echo) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if e.ID != t.id || e.Seq != t.seq || len(e.Data) != len(t.data(e.from)) {
+	if !t.missing[e.from] || e.ID != t.id || e.Seq != t.seq || len(e.Data) != len(t.data(e.from)) {
 		return
 	}
-	delete(t.missing, e.from)
-	select {
-	case t.answered <- struct{}{}:
-	default:
+	if delete(t.missing, e.from); len(t.missing) == 0 {
+		close(t.done)
 	}
 }
 
@@ -101,12 +101,6 @@ func (t *tester) data(to netip.Addr) []byte {
 		return make([]byte, t.mtu-header4-headerICMP)
 	}
 	return make([]byte, t.mtu-header6-headerICMP)
-}
-
-// owns reports whether an address is the tester's.
-func (t *tester) owns(a netip.Addr) bool {
-	own, ok := t.source(a)
-	return ok && own == a
 }
 
 // source returns the tester's address of the family of another one.
@@ -131,31 +125,30 @@ func (t *tester) talk(targets []netip.Addr) result {
 			t.missing[to] = true
 		}
 	}
+	done := make(chan struct{})
+	t.done = done
 	t.mu.Unlock()
-	failed := map[netip.Addr]string{}
+	out := result{}
 	for range attempts {
+		out.Failed = map[netip.Addr]string{}
 		for _, to := range t.left() {
 			from, _ := t.source(to)
-			delete(failed, to)
+			out.Failed[to] = fmt.Sprintf("no answer to %d echo requests of %d bytes", attempts, t.mtu)
 			if err := t.send(from, to, true, icmp.Echo{ID: t.id, Seq: seq, Data: t.data(to)}); err != nil {
-				failed[to] = err.Error()
+				out.Failed[to] = err.Error()
 			}
 		}
-		for timeout := time.After(patience); len(t.left()) > 0; {
-			select {
-			case <-t.answered:
-				continue
-			case <-timeout:
-			}
+		if len(out.Failed) == 0 {
 			break
 		}
-	}
-	out := result{Failed: map[netip.Addr]string{}}
-	for _, to := range t.left() {
-		if out.Failed[to] = failed[to]; failed[to] == "" {
-			out.Failed[to] = fmt.Sprintf("no answer to %d echo requests of %d bytes", attempts, t.mtu)
+		select {
+		case <-done:
+			return result{}
+		case <-time.After(patience):
 		}
 	}
+	missing := t.left()
+	maps.DeleteFunc(out.Failed, func(to netip.Addr, _ string) bool { return !slices.Contains(missing, to) })
 	return out
 }
 
