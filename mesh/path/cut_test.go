@@ -61,6 +61,45 @@ func TestACutAtRestIsNoticed(t *testing.T) {
 	}
 }
 
+// At rest the counters of WireGuard are read seldom. A handshake and a keepalive that came before a cut and are seen
+// after it do not prove that the path works.
+func TestDataFromBeforeACutProvesNothing(t *testing.T) {
+	for after := time.Duration(0); after < 15*time.Second; after += 1300 * time.Millisecond {
+		for seen := time.Second; seen <= 18*time.Second; seen += time.Second {
+			w := newWorld(t, 2, 1)
+			cut := false
+			w.link = func(netip.Addr, netip.Addr, int) (bool, time.Duration) { return !cut, time.Millisecond }
+			w.configure(false)
+			for i, h := range w.hosts {
+				h.count(w.hosts[1-i]).Handshake = w.now
+			}
+			w.run(time.Minute + after)
+			for i, h := range w.hosts {
+				mine := h.count(w.hosts[1-i])
+				mine.Handshake, mine.Received, mine.Sent = w.now, mine.Received+92+keepalive, mine.Sent+148
+			}
+			cut, w.blind = true, true
+			w.run(seen)
+			w.blind = false
+			var down [2]bool
+			w.each = func() {
+				for i := range down {
+					p := w.path(i, 1-i)
+					if down[i] && p.State != Deaf {
+						t.Fatalf("data from before the cut was seen %v after it: host %d has %+v, want a deaf path", seen, i, p)
+					}
+					down[i] = p.State == Deaf
+				}
+			}
+			w.run(20*time.Second - seen)
+			if !down[0] || !down[1] {
+				t.Errorf("data from before the cut was seen %v after it: 20 s after the cut the hosts have %+v and %+v, want deaf paths", seen, w.path(0, 1), w.path(1, 0))
+			}
+			w.run(20 * time.Second)
+		}
+	}
+}
+
 // Under traffic both hosts notice within 3 s that a path is cut, near or far. A host that only receives a stream takes
 // longer if the other one is far: 7 s.
 func TestACutUnderTrafficIsNoticed(t *testing.T) {

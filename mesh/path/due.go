@@ -165,7 +165,7 @@ const passiveKeepalive = 12 * time.Second
 // withoutAgent reports whether data comes through the tunnel since gossip lost the peer: only its agent is
 // down, which answers no probes. The tunnel works without it.
 func (r *remote) withoutAgent(now time.Time) bool {
-	return r.Quiet && r.path.Received.After(r.quietAt) && now.Sub(r.path.Received) < ProofFor && (r.sentSince.IsZero() || !r.underLoad)
+	return r.Quiet && r.came.After(r.quietAt) && now.Sub(r.path.Received) < ProofFor && (r.sentSince.IsZero() || !r.underLoad)
 }
 
 // giveUp decides what it means that nothing has answered.
@@ -186,15 +186,15 @@ func (r *remote) giveUp(now time.Time) {
 	if !r.capable && now.Sub(r.path.Received) < passiveKeepalive && now.Sub(r.path.Received) >= 0 {
 		return // it receives data, and has none to send
 	}
-	// What came before the alarm proves nothing. Data that came before it may be seen a little later.
-	heard := func(at time.Time, within time.Duration) bool {
-		return now.Sub(at) < within && at.Sub(r.alarm) > lookEvery+gapMin/2
+	// What came before the alarm, or was on its way, proves nothing.
+	heard := func(at, after time.Time, within time.Duration) bool {
+		return now.Sub(at) < within && after.Sub(r.alarm) > gapMin/2
 	}
 	every := downGap // between two questions of the peer
 	if r.Quiet {
 		every = quietGap
 	}
-	if s := 3 * time.Second; heard(r.path.Received, s) || heard(r.path.Asked, s+every) {
+	if s := 3 * time.Second; heard(r.path.Received, r.came, s) || heard(r.path.Asked, r.path.Asked, s+every) {
 		if r.path.State == Deaf && now.Sub(r.heardAt) < r.timeout() {
 			return // the answer to the first question since then may still come
 		}

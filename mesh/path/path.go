@@ -56,8 +56,8 @@ type Path struct {
 	Loss     float64       // of the last probes: 0 to 1
 	Measured bool          // whether RTT and Loss come from probes
 	MTU      int           // the path MTU; 0: not measured
-	// Answered is when the peer last answered a probe, Received is when its data last arrived through the
-	// tunnel, Asked when its last question arrived. Zero: never.
+	// Answered is when the peer last answered a probe, Received is when data that has arrived through the tunnel was
+	// last seen, Asked when its last question arrived. Zero: never.
 	Answered, Received, Asked time.Time
 	// Refused means that this host's own firewall refused to send the last probe.
 	Refused bool
@@ -118,7 +118,6 @@ const (
 	busyEvery       = 2 * time.Second                  // the same under traffic, to measure its loss
 	patience        = idleEvery + 500*time.Millisecond // how long the peer that does not probe waits for the other one
 	unansweredAfter = 800 * time.Millisecond           // traffic without an answer for so long is an alarm
-	lookEvery       = 500 * time.Millisecond           // how often callers observe WireGuard's counters under traffic
 	gapMin, gapMax  = 200 * time.Millisecond, time.Second
 	downGap         = 3 * time.Second  // between two rounds once a path is down
 	quietGap        = 12 * time.Second // the same for a peer that gossip does not reach either

@@ -22,7 +22,9 @@ type remote struct {
 
 	traffic   Traffic
 	observed  time.Time // when traffic was first observed
-	shook     time.Time // when the last handshake was observed
+	looked    time.Time // when traffic was last observed
+	came      time.Time // the last data has come after that, and until path.Received; zero: none has
+	shook     time.Time // the last handshake was after that
 	heardAt   time.Time // when a deaf path's peer was heard again; zero: it was not
 	sentSince time.Time // since when traffic has no answer; zero: it has
 	inVain    time.Time // since when data was sent and none came, whatever probes say; zero: data comes
@@ -148,10 +150,10 @@ const keepalive = 32
 
 // observe takes what WireGuard counted, and reports whether that matters.
 func (r *remote) observe(now time.Time, t Traffic) bool {
-	last := r.traffic
-	r.traffic = t
+	last, since := r.traffic, r.looked // what is new has come since then, which at rest is long ago
+	r.traffic, r.looked = t, now
 	if !t.Handshake.Equal(last.Handshake) { // its own time is the wall clock's
-		r.shook = now
+		r.shook = since
 		if r.observed.IsZero() {
 			r.shook = minTime(now, t.Handshake)
 		}
@@ -171,16 +173,19 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 	}
 	switch {
 	case t.Received > last.Received:
-		r.path.Received, r.sentSince, r.inVain = now, time.Time{}, time.Time{}
+		r.path.Received, r.came, r.sentSince, r.inVain = now, since, time.Time{}, time.Time{}
 		if t.Received > last.Received+burst {
 			r.endsAt = now.Add(unansweredAfter)
 		}
-		r.hear(now)
 		r.roamed(now, t.Endpoint)
+		if r.alarm.IsZero() || !r.came.After(r.alarm) {
+			break // only what came after the alarm says something about it
+		}
+		r.hear(now)
 		if r.down() && r.shook.After(r.path.Since.Add(downGap)) { // packets travel both ways: its version knows no probes any more
 			r.capable = false
 		}
-		if !r.alarm.IsZero() && (!r.needsAnswer || !r.capable || r.Quiet) {
+		if !r.needsAnswer || !r.capable || r.Quiet {
 			r.calm(now)
 		}
 	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():
