@@ -5,6 +5,10 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 )
 
 // hops is the TTL of packets.
@@ -64,4 +68,12 @@ func Checksum(parts ...[]byte) uint16 {
 func PseudoHeader(src, dst netip.Addr, protocol byte, length int) []byte {
 	b := append(src.AsSlice(), dst.AsSlice()...)
 	return append(binary.BigEndian.AppendUint32(b, uint32(length)), 0, 0, 0, protocol)
+}
+
+// EchoTypes returns the protocol of ICMP in a family, and the types of echo requests and their answers.
+func EchoTypes(is4 bool) (protocol int, request, reply icmp.Type) {
+	if is4 {
+		return 1, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
+	}
+	return 58, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
 }

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"golang.org/x/net/icmp"
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"weft/router/packet"
 )
 
 // Echo requests are repeated, since a single packet may be lost.
@@ -23,10 +23,11 @@ const (
 
 // ping sends an echo request with a payload of a size, which is not fragmented, until its answer comes.
 func ping(ctx context.Context, to netip.Addr, size int) error {
-	network, proto, kind, reply := "ip4:icmp", 1, icmp.Type(ipv4.ICMPTypeEcho), icmp.Type(ipv4.ICMPTypeEchoReply)
+	network := "ip4:icmp"
 	if to.Is6() {
-		network, proto, kind, reply = "ip6:ipv6-icmp", 58, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
+		network = "ip6:ipv6-icmp"
 	}
+	protocol, request, reply := packet.EchoTypes(to.Is4())
 	conn, err := (&net.ListenConfig{Control: whole(to.Is6())}).ListenPacket(ctx, network, "")
 	if err != nil {
 		return err
@@ -35,7 +36,7 @@ func ping(ctx context.Context, to netip.Addr, size int) error {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	id := 1 + rand.IntN(0xffff)
 	for seq := range attempts {
-		data, err := (&icmp.Message{Type: kind, Body: &icmp.Echo{ID: id, Seq: seq, Data: make([]byte, size)}}).Marshal(nil) // the kernel fills in the checksum of ICMPv6
+		data, err := (&icmp.Message{Type: request, Body: &icmp.Echo{ID: id, Seq: seq, Data: make([]byte, size)}}).Marshal(nil) // the kernel fills in the checksum of ICMPv6
 		if err != nil {
 			return err
 		}
@@ -45,7 +46,7 @@ func ping(ctx context.Context, to netip.Addr, size int) error {
 		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			return err
 		}
-		if answered(conn, to, proto, reply, id, size) {
+		if answered(conn, to, protocol, reply, id, size) {
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -56,7 +57,7 @@ func ping(ctx context.Context, to netip.Addr, size int) error {
 }
 
 // answered waits for the answer to any of the requests: a raw socket receives all ICMP.
-func answered(conn net.PacketConn, to netip.Addr, proto int, reply icmp.Type, id, size int) bool {
+func answered(conn net.PacketConn, to netip.Addr, protocol int, reply icmp.Type, id, size int) bool {
 	buf := make([]byte, size+128)
 	for {
 		n, from, err := conn.ReadFrom(buf)
@@ -64,7 +65,7 @@ func answered(conn net.PacketConn, to netip.Addr, proto int, reply icmp.Type, id
 			return false
 		}
 		src, ok := from.(*net.IPAddr)
-		msg, err := icmp.ParseMessage(proto, buf[:n])
+		msg, err := icmp.ParseMessage(protocol, buf[:n])
 		if !ok || err != nil || msg.Type != reply || !src.IP.Equal(to.AsSlice()) {
 			continue
 		}

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/net/icmp"
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 
 	"weft/router/endpoint"
 	"weft/router/packet"
@@ -177,16 +175,8 @@ type echo struct {
 	request  bool
 }
 
-// types returns the protocol of ICMP in a family, and the types of echo requests and their answers.
-func types(is4 bool) (protocol int, request, reply icmp.Type) {
-	if is4 {
-		return 1, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
-	}
-	return 58, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
-}
-
 func (e echo) packet() ([]byte, error) {
-	protocol, kind, reply := types(e.from.Is4())
+	protocol, kind, reply := packet.EchoTypes(e.from.Is4())
 	if !e.request {
 		kind = reply
 	}
@@ -218,7 +208,7 @@ func parse(frame []byte) (e echo, ok bool) {
 		}
 		number, header, length = int(b[9]), int(b[0]&15)*4, int(b[2])<<8+int(b[3])
 	}
-	protocol, request, reply := types(e.from.Is4())
+	protocol, request, reply := packet.EchoTypes(e.from.Is4())
 	if number != protocol || header < header4 || length < header || length > len(b) {
 		return e, false
 	}
