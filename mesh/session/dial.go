@@ -1,34 +1,39 @@
 package session
 
 import (
+	"context"
 	"net"
 	"time"
 )
 
-// dial opens a stream at the first address whose handshake succeeds, and returns that address. If an address
-// does not succeed within headStart, dial tries the next one in parallel.
-func dial[C net.Conn](places []place, timeout time.Duration, open func(addr string, timeout time.Duration) (C, error)) (won C, at place, err error) {
+// dial opens a stream at the first address whose handshake succeeds, and returns that address. If an address does not
+// take the connection within headStart, dial tries the next one in parallel. A host that takes it and is slow has more
+// time: handshakes by all its addresses at once would make a busy host slower still. open calls connected once a
+// connection stands, and ends with its context.
+func dial[C net.Conn](places []place, timeout time.Duration, open func(ctx context.Context, addr string, connected func()) (C, error)) (won C, at place, err error) {
 	type result struct {
 		at   place
 		conn C
 		err  error
 	}
 	deadline := time.Now().Add(timeout)
-	results := make(chan result, len(places))
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	results, connected := make(chan result, len(places)), make(chan struct{}, len(places))
 	next, pending := 0, 0
+	var wait <-chan time.Time
 	start := func() {
 		at := places[next]
-		next, pending = next+1, pending+1
+		next, pending, wait = next+1, pending+1, time.After(headStart)
 		go func() { // this goroutine ends with its dial
-			c, err := open(at.addr, time.Until(deadline))
+			c, err := open(ctx, at.addr, func() { connected <- struct{}{} })
 			results <- result{at, c, err}
 		}()
 	}
 	start()
 	for pending > 0 {
-		var wait <-chan time.Time
-		if next < len(places) {
-			wait = time.After(headStart)
+		if next == len(places) {
+			wait = nil
 		}
 		select {
 		case got := <-results:
@@ -49,6 +54,8 @@ func dial[C net.Conn](places []place, timeout time.Duration, open func(addr stri
 			if next < len(places) {
 				start()
 			}
+		case <-connected:
+			wait = time.After(min(slowStart, time.Until(deadline)/2))
 		case <-wait:
 			start()
 		}

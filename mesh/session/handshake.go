@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -22,13 +23,15 @@ const (
 	firstOlder = 10 // memberlist's type of an encrypted message
 )
 
-// open dials one address and shakes hands. want is the run that is addressed; empty: any.
-func (t *Transport) open(addr, want string, use Use, timeout time.Duration) (*Stream, error) {
-	deadline := time.Now().Add(timeout)
-	raw, err := t.cfg.Network.DialTimeout(addr, timeout)
+// open dials one address and shakes hands. want is the run that is addressed; empty: any. The context has a deadline.
+func (t *Transport) open(ctx context.Context, addr, want string, use Use, connected func()) (*Stream, error) {
+	deadline, _ := ctx.Deadline()
+	raw, err := t.cfg.Network.DialTimeout(addr, time.Until(deadline))
 	if err != nil {
 		return nil, err
 	}
+	connected()
+	defer context.AfterFunc(ctx, func() { raw.Close() })()
 	_ = raw.SetDeadline(earlier(deadline, time.Now().Add(proofTimeout))) // if this fails, so does the next read
 	s, err := t.introduce(raw, want, use)
 	if err != nil {
@@ -301,8 +304,8 @@ func (t *Transport) Ask(to memberlist.Address, use Use, timeout time.Duration) (
 
 // askAt opens a stream to a run at one of the given addresses.
 func (t *Transport) askAt(places []place, to memberlist.Address, use Use, timeout time.Duration) (*Stream, error) {
-	s, at, err := dial(places, timeout, func(addr string, timeout time.Duration) (*Stream, error) {
-		return t.open(addr, to.Name, use, timeout)
+	s, at, err := dial(places, timeout, func(ctx context.Context, addr string, connected func()) (*Stream, error) {
+		return t.open(ctx, addr, to.Name, use, connected)
 	})
 	if err != nil {
 		return nil, err

@@ -54,6 +54,8 @@ type route struct {
 const (
 	// headStart is the delay before the next address is tried in parallel (RFC 8305, section 5).
 	headStart = 200 * time.Millisecond
+	// slowStart is the longest delay after an address has taken the connection.
+	slowStart = 2 * time.Second
 	// silence is how long packets may go without a sign that they arrive.
 	silence = 500 * time.Millisecond
 	// askPause is the time between two questions for echoes. It doubles up to retryPause.

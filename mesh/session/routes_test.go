@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,7 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 	type answer struct {
 		after time.Duration
 		err   bool
+		slow  time.Duration // of the handshake, after the connection
 	}
 	for _, tt := range []struct {
 		answers map[string]answer
@@ -24,14 +26,18 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 		want    string
 		within  time.Duration
 	}{
-		{map[string]answer{"a": {0, false}, "b": {0, false}}, "", "a", 0},
-		{map[string]answer{"a": {0, true}, "b": {0, false}, "c": {0, false}}, "", "b", 0},
-		{map[string]answer{"a": {time.Hour, true}, "b": {0, true}, "c": {0, false}}, "", "c", headStart},
-		{map[string]answer{"a": {time.Second, false}, "b": {time.Hour, true}, "c": {time.Hour, true}}, "", "a", time.Second},
-		{map[string]answer{"a": {0, false}, "b": {0, false}}, "b", "b", 0},
-		{map[string]answer{"a": {0, false}, "b": {time.Hour, true}}, "b", "a", headStart},
-		{map[string]answer{"a": {0, true}, "b": {0, true}, "c": {0, true}}, "", "", 0},
-		{map[string]answer{"a": {time.Hour, true}, "b": {time.Hour, true}, "c": {time.Hour, true}}, "", "", 3 * time.Second},
+		{map[string]answer{"a": {0, false, 0}, "b": {0, false, 0}}, "", "a", 0},
+		{map[string]answer{"a": {0, true, 0}, "b": {0, false, 0}, "c": {0, false, 0}}, "", "b", 0},
+		{map[string]answer{"a": {time.Hour, true, 0}, "b": {0, true, 0}, "c": {0, false, 0}}, "", "c", headStart},
+		{map[string]answer{"a": {time.Second, false, 0}, "b": {time.Hour, true, 0}, "c": {time.Hour, true, 0}}, "", "a", time.Second},
+		{map[string]answer{"a": {0, false, 0}, "b": {0, false, 0}}, "b", "b", 0},
+		{map[string]answer{"a": {0, false, 0}, "b": {time.Hour, true, 0}}, "b", "a", headStart},
+		{map[string]answer{"a": {0, true, 0}, "b": {0, true, 0}, "c": {0, true, 0}}, "", "", 0},
+		{map[string]answer{"a": {time.Hour, true, 0}, "b": {time.Hour, true, 0}, "c": {time.Hour, true, 0}}, "", "", 3 * time.Second},
+		{map[string]answer{"a": {0, false, time.Second}, "b": {0, false, 0}}, "", "a", time.Second}, // the host is busy
+		{map[string]answer{"a": {0, true, time.Second}, "b": {0, false, 0}}, "", "b", time.Second},
+		{map[string]answer{"a": {0, false, time.Hour}, "b": {0, false, 0}}, "", "b", 1500 * time.Millisecond}, // half of the time
+		{map[string]answer{"a": {time.Hour, true, 0}, "b": {0, false, time.Second}, "c": {0, false, 0}}, "", "b", headStart + time.Second},
 	} {
 		t.Run(fmt.Sprint(tt.answers), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -42,9 +48,21 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 				}
 				var opened []net.Conn
 				start := time.Now()
-				conn, at, err := dial(w.all(to), 3*time.Second, func(addr string, timeout time.Duration) (net.Conn, error) {
-					time.Sleep(min(tt.answers[addr].after, timeout))
-					if tt.answers[addr].err {
+				conn, at, err := dial(w.all(to), 3*time.Second, func(ctx context.Context, addr string, connected func()) (net.Conn, error) {
+					answer := tt.answers[addr]
+					wait := func(d time.Duration) {
+						select {
+						case <-time.After(d):
+						case <-ctx.Done():
+							answer.err = true
+						}
+					}
+					wait(answer.after)
+					if answer.slow > 0 {
+						connected()
+						wait(answer.slow)
+					}
+					if answer.err {
 						return nil, errors.New(addr)
 					}
 					c, far := net.Pipe()
