@@ -219,13 +219,14 @@ func TestARemovedPeerReturnsWithNewAddresses(t *testing.T) {
 	run(t, l, "h1", "weft", "detach", strings.Split(netns, "/")[2])
 }
 
-// Twenty hosts use all addresses of a /24. The next allocation fails, and says why no address is free.
-func TestTwentyHostsUseTheLastAddress(t *testing.T) {
-	l := labtest.New(t, lab.Options{Hosts: 20, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
-	established(t, l) // while 20 hosts start, a small machine has no time for anything else
-	all := make([][]string, 21)
+// Many hosts use all addresses of a /24. The next allocation fails, and says why no address is free.
+func TestManyHostsUseTheLastAddress(t *testing.T) {
+	n := labtest.Crowd(t, 20, 16, 12)
+	l := labtest.New(t, lab.Options{Hosts: n, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
+	established(t, l) // while many hosts start, a small machine has no time for anything else
+	all := make([][]string, n+1)
 	var hosts sync.WaitGroup
-	const each = 11 // with a node address for each host, 14 addresses are left
+	each := 240/n - 1 // with a node address for each host, 14 addresses are left
 	for i, h := range l.Hosts() {
 		hosts.Go(func() {
 			var err error
@@ -237,8 +238,9 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 	}
 	hosts.Wait()
 	var err error
-	if all[20], err = addresses(t, l, "h20", "rest", 14); err != nil {
-		t.Errorf("h20 could not allocate the last 14 addresses, want success: %v", err)
+	last := l.Hosts()[n-1]
+	if all[n], err = addresses(t, l, last, "rest", 14); err != nil {
+		t.Errorf("%s could not allocate the last 14 addresses, want success: %v", last, err)
 	}
 	given := slices.Concat(all...)
 	distinct(t, given)
