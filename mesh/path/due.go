@@ -295,3 +295,10 @@ func latest(a, b time.Time) time.Time {
 	}
 	return a
 }
+
+func minTime(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -393,10 +393,3 @@ func (r *remote) follows(now time.Time) bool {
 func (r *remote) recent(now time.Time) bool {
 	return !r.sentSince.IsZero() || now.Sub(r.path.Received) < 2*time.Second
 }
-
-func minTime(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
