@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,8 +48,11 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 					w.note(to, place{addr: tt.found}, time.Now())
 				}
 				var opened []net.Conn
+				var opening atomic.Int32
 				start := time.Now()
 				conn, at, err := dial(w.all(to), 3*time.Second, func(ctx context.Context, addr string, connected func()) (net.Conn, error) {
+					opening.Add(1)
+					defer opening.Add(-1)
 					answer := tt.answers[addr]
 					wait := func(d time.Duration) {
 						select {
@@ -77,6 +81,10 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 				}
 				if at.addr != tt.want {
 					t.Errorf("the address that answered is given as %q; want %q", at.addr, tt.want)
+				}
+				synctest.Wait()
+				if n := opening.Load(); n > 0 {
+					t.Errorf("after dialling, %d more addresses are being opened, want none", n)
 				}
 				time.Sleep(time.Minute)
 				if conn != nil {
