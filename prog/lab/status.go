@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"weft/prog/api"
 	"weft/prog/lab/node"
 )
 
@@ -96,6 +97,16 @@ func (l *Lab) hostStatus(ctx context.Context, h *HostStatus) error {
 		h.Containers = append(h.Containers, ContainerStatus{child.Name, addrs})
 	}
 	return nil
+}
+
+// Report asks the agent on a host for its whole state. Unlike weft report in a node, it starts no process, which would
+// slow down what a test measures while it waits.
+func (l *Lab) Report(ctx context.Context, host string) (r api.Report, err error) {
+	root, err := l.node(host).Root()
+	if err != nil {
+		return r, l.explain(host, err)
+	}
+	return api.NewClient(root + api.DefaultSocket).Report(ctx)
 }
 
 // Addrs returns the addresses of a container's or host's eth0, without link-local ones, IPv4 first.

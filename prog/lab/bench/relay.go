@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -91,7 +90,7 @@ func becomes(ctx context.Context, l *lab.Lab, state, to string) error {
 func tunnelsAre(ctx context.Context, l *lab.Lab, state string) error {
 	const underlay = 1500 // MTU
 	for host, other := range map[string]string{"h1": "h2", "h2": "h1"} {
-		r, err := reported(ctx, l, host)
+		r, err := l.Report(ctx, host)
 		if err != nil {
 			return err
 		}
@@ -106,17 +105,9 @@ func tunnelsAre(ctx context.Context, l *lab.Lab, state string) error {
 	return nil
 }
 
-func reported(ctx context.Context, l *lab.Lab, host string) (r api.Report, err error) {
-	out, err := l.Exec(ctx, host, nil, "weft", "report")
-	if err != nil {
-		return r, err
-	}
-	return r, json.Unmarshal([]byte(out), &r)
-}
-
 // relayDrops prints what the relay forwards, and what it dropped because it was too much.
 func relayDrops(ctx context.Context, l *lab.Lab) error {
-	r, err := reported(ctx, l, "h3")
+	r, err := l.Report(ctx, "h3")
 	if err != nil {
 		return err
 	}

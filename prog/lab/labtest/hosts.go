@@ -2,7 +2,6 @@ package labtest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -37,10 +36,11 @@ func Fails(t testing.TB, l *lab.Lab, target, stdin string, args ...string) strin
 }
 
 // Report returns the report of the agent on a host.
-func Report(t testing.TB, l *lab.Lab, host string) (r api.Report) {
+func Report(t testing.TB, l *lab.Lab, host string) api.Report {
 	t.Helper()
-	if err := json.Unmarshal([]byte(Run(t, l, host, "weft", "report")), &r); err != nil {
-		t.Fatal(err)
+	r, err := l.Report(t.Context(), host)
+	if err != nil {
+		t.Fatalf("%s: %v, want a report", host, err)
 	}
 	return r
 }

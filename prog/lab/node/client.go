@@ -126,6 +126,28 @@ func (n Node) call(ctx context.Context, req request) (reply, error) {
 	return r, nil
 }
 
+// Root returns the path of the node's root directory, as the caller sees it.
+func (n Node) Root() (string, error) {
+	conn, err := dial(string(n))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	var node *unix.Ucred
+	var asked error
+	if err := raw.Control(func(fd uintptr) { node, asked = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return "", err
+	}
+	if asked != nil {
+		return "", asked
+	}
+	return fmt.Sprintf("/proc/%d/root", node.Pid), nil
+}
+
 // Spawn starts a child node and returns once it serves.
 func (n Node) Spawn(ctx context.Context, cfg Config) error {
 	_, err := n.call(ctx, request{Op: opSpawn, Config: &cfg})
