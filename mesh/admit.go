@@ -66,7 +66,7 @@ func (m *Mesh) admit(s *session.Stream) {
 	v := verdict{Clock: time.Now().Unix()}
 	token, err := member.VerifyProof(a.Proof, s.Binding)
 	if err == nil && (len(a.Nickname) > peer.MaxNickname || !peer.Printable(a.Nickname)) {
-		err = errors.New("its nickname is too long, or has control characters")
+		err = errors.New("its nickname is too long, or has characters that control a terminal or the direction of text")
 	}
 	if err == nil {
 		v.Admission, err = m.cfg.Admit(Applicant{s.Peer.Key, token, a.Nickname, s.Peer.Addr, time.Unix(a.Clock, 0)})

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"unicode"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -241,11 +242,11 @@ func (r Record) validate() error {
 	return nil
 }
 
-// Printable reports whether s has no control characters. It keeps terminals and logs safe from
-// strings of other hosts.
+// Printable reports whether s has no control characters, nor those that reverse the order of what is shown (UAX #9).
+// It keeps terminals, logs and pages safe from strings of other hosts.
 func Printable(s string) bool {
 	for _, c := range s {
-		if c < ' ' || c == 0x7f || c == '\uFFFD' || c >= 0x80 && c < 0xa0 {
+		if unicode.IsControl(c) || c == unicode.ReplacementChar || unicode.Is(unicode.Bidi_Control, c) {
 			return false
 		}
 	}

@@ -132,6 +132,8 @@ func TestInvalidRecordsAreRefused(t *testing.T) {
 	for name, change := range map[string]func(*Record){
 		"long nickname":      func(r *Record) { r.Nickname = strings.Repeat("x", MaxNickname+1) },
 		"terminal escape":    func(r *Record) { r.Nickname = "h1\x1b[2J" },
+		"reversed text":      func(r *Record) { r.Nickname = "h1\u202e2h" },
+		"invalid UTF-8":      func(r *Record) { r.Nickname = "h1\xff" },
 		"too many addresses": func(r *Record) { r.Underlay = make([]netip.Addr, MaxUnderlay+1) },
 		"too many MTUs":      func(r *Record) { r.MTUs = make([]uint32, MaxUnderlay+1) },
 		"long host":          func(r *Record) { r.Host = strings.Repeat("x", MaxHost+1) },

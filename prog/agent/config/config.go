@@ -129,7 +129,7 @@ func (o Options) Validate() error {
 		return fmt.Errorf("--metrics-addr and --status-addr are both %s: --status-addr serves the metrics too, so leave --metrics-addr empty, or choose another port", o.MetricsAddr)
 	}
 	if len(o.Nickname) > peer.MaxNickname || !peer.Printable(o.Nickname) {
-		return fmt.Errorf("--nickname %.100q: want at most %d bytes, without control characters", o.Nickname, peer.MaxNickname)
+		return fmt.Errorf("--nickname %.100q: want at most %d bytes, without characters that control a terminal or the direction of text", o.Nickname, peer.MaxNickname)
 	}
 	for _, a := range o.Advertise {
 		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
