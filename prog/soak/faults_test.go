@@ -16,6 +16,9 @@ func TestInjectedFaultsAreDetected(t *testing.T) {
 	if os.Getenv("SEED") != "" || os.Getenv("SOAK") != "" {
 		t.Skip("this test does not run if SEED or SOAK is set")
 	}
+	if testing.Short() {
+		t.Skip("the programs that this test builds have no race detector: it runs without -short")
+	}
 	for _, f := range []struct {
 		name, variable string
 		found          []string // texts, one of which must be found; which one depends on the history
