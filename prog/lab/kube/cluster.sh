@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs a Kubernetes cluster of several nodes on this machine.
 #
+#   cluster.sh build                  build what a cluster needs
 #   cluster.sh up                     start the cluster; builds what it needs first
 #   cluster.sh down                   remove the cluster in any state
 #   cluster.sh kubectl ARG…           kubectl
@@ -290,13 +291,17 @@ leftovers() {
 	} | xargs
 }
 
+build() {
+	"$kube/packages.sh"
+	"$kube/build.sh" kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl etcd
+	"$kube/images.sh" >/dev/null
+}
+
 up() {
 	local n=${NODES:-3} since
 	[[ $n =~ ^[1-9][0-9]?$ ]] || fail "NODES=$n: want a number from 1 to 99"
 	check_machine
-	"$kube/packages.sh"
-	"$kube/build.sh" kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl etcd
-	"$kube/images.sh" >/dev/null
+	build
 	SECONDS=0
 	mkdir -p "$run/log" "$run/bin"
 	(cd "$kube" && GOFLAGS= GOWORK=off go build -o "$run/bin/" ./mkpki)
@@ -340,11 +345,12 @@ memory() {
 
 command=${1:-help}
 case $command in
-	up | down | help) ;;
+	build | up | down | help) ;;
 	*) [ -f "$settings" ] || fail "there is no cluster: run make kube-up" ;;
 esac
 [ $# = 0 ] || shift
 case $command in
+	build) build ;;
 	up) up ;;
 	down) down ;;
 	kubectl) kc "$@" ;;

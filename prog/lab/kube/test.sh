@@ -9,5 +9,8 @@ go=${GO:-go}
 
 (cd chart && "$go" test -count=1 .)
 (cd ../../manifest/apiserver && "$go" test -count=1 .)
+# The first time, building takes longer than the tests, whose limits of time are for themselves.
+./cluster.sh build
+./build.sh multus helm
 "$go" test -count=1 -timeout=30m -v .
 PROXY_MODE=iptables "$go" test -count=1 -timeout=10m -v -run 'TestWeft/(Install|Pods|Services|NodesReachServices|Policy|PoliciesMatchNodeAddresses)$' .
