@@ -65,8 +65,8 @@ func (m *Mesh) admit(s *session.Stream) {
 	addr := s.Peer.Addr.Addr().String()
 	v := verdict{Clock: time.Now().Unix()}
 	token, err := member.VerifyProof(a.Proof, s.Binding)
-	if err == nil && (len(a.Nickname) > peer.MaxNickname || !peer.Printable(a.Nickname)) {
-		err = errors.New("its nickname is too long, or has characters that control a terminal or the direction of text")
+	if err == nil {
+		err = peer.CheckNickname(a.Nickname)
 	}
 	if err == nil {
 		v.Admission, err = m.cfg.Admit(Applicant{s.Peer.Key, token, a.Nickname, s.Peer.Addr, time.Unix(a.Clock, 0)})

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"unicode"
 
 	"github.com/fxamacker/cbor/v2"
@@ -221,8 +222,8 @@ func (r Record) validate() error {
 	switch {
 	case len(r.Identity) != ed25519.PublicKeySize:
 		return errors.New("peer record: no identity key")
-	case len(r.Nickname) > MaxNickname || !Printable(r.Nickname):
-		return errors.New("peer record: invalid nickname")
+	case CheckNickname(r.Nickname) != nil:
+		return fmt.Errorf("peer record: %w", CheckNickname(r.Nickname))
 	case len(r.Underlay) > MaxUnderlay:
 		return fmt.Errorf("peer record: %d underlay addresses, at most %d are allowed", len(r.Underlay), MaxUnderlay)
 	case len(r.MTUs) > MaxUnderlay:
@@ -242,15 +243,20 @@ func (r Record) validate() error {
 	return nil
 }
 
-// Printable reports whether s has no control characters, nor those that reverse the order of what is shown (UAX #9).
-// It keeps terminals, logs and pages safe from strings of other hosts.
-func Printable(s string) bool {
-	for _, c := range s {
-		if unicode.IsControl(c) || c == unicode.ReplacementChar || unicode.Is(unicode.Bidi_Control, c) {
-			return false
-		}
+// CheckNickname returns an error if no peer can have a nickname. One that reverses the order of text (UAX #9) would make
+// the line of a status read otherwise than it is.
+func CheckNickname(s string) error {
+	reverses := func(c rune) bool { return unicode.Is(unicode.Bidi_Control, c) }
+	if len(s) > MaxNickname || !Printable(s) || strings.ContainsFunc(s, reverses) {
+		return fmt.Errorf("nickname %.100q: want at most %d bytes, without characters that control a terminal or the direction of text", s, MaxNickname)
 	}
-	return true
+	return nil
+}
+
+// Printable reports whether s has no control characters. It keeps terminals and logs safe from
+// strings of other hosts.
+func Printable(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return unicode.IsControl(c) || c == unicode.ReplacementChar })
 }
 
 // Supersedes reports whether s replaces old, a record of the same peer. The order is total: by

@@ -128,8 +128,8 @@ func (o Options) Validate() error {
 	if o.MetricsAddr != "" && o.MetricsAddr == o.StatusAddr {
 		return fmt.Errorf("--metrics-addr and --status-addr are both %s: --status-addr serves the metrics too, so leave --metrics-addr empty, or choose another port", o.MetricsAddr)
 	}
-	if len(o.Nickname) > peer.MaxNickname || !peer.Printable(o.Nickname) {
-		return fmt.Errorf("--nickname %.100q: want at most %d bytes, without characters that control a terminal or the direction of text", o.Nickname, peer.MaxNickname)
+	if err := peer.CheckNickname(o.Nickname); err != nil {
+		return fmt.Errorf("--nickname: %w", err)
 	}
 	for _, a := range o.Advertise {
 		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
