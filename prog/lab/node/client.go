@@ -138,12 +138,10 @@ func (n Node) Root() (string, error) {
 		return "", err
 	}
 	var node *unix.Ucred
-	var asked error
-	if err := raw.Control(func(fd uintptr) { node, asked = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+	var failed error
+	err = raw.Control(func(fd uintptr) { node, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, failed); err != nil {
 		return "", err
-	}
-	if asked != nil {
-		return "", asked
 	}
 	return fmt.Sprintf("/proc/%d/root", node.Pid), nil
 }
