@@ -74,7 +74,7 @@ func TestRelaysCarryTunnels(t *testing.T) {
 }
 
 // stalls runs a step, and returns for how long in all this busy guest ran nothing of the test: a sleep that is late by
-// 50 ms or more counts. A guest with enough time has sleeps that are late by 20 ms.
+// 50 ms or more counts.
 func stalls(step func()) time.Duration {
 	const rest, most = 20 * time.Millisecond, 50 * time.Millisecond
 	ended, total := make(chan struct{}), make(chan time.Duration, 1)
@@ -101,14 +101,15 @@ func stalls(step func()) time.Duration {
 	return <-total
 }
 
-// outage returns for how long packets from h1/c1 to h2/c1 and back got lost during a step, by the number of those lost.
-func outage(t *testing.T, l *lab.Lab, step func()) (longest time.Duration) {
+// outage returns for how long packets from h1/c1 to h2/c1 and back got lost during a step, by the number of those lost,
+// and for how long the guest stalled.
+func outage(t *testing.T, l *lab.Lab, step func()) (longest, stalled time.Duration) {
 	t.Helper()
 	const interval, most = 20 * time.Millisecond, 4 * time.Minute
 	args := []string{"weft", "probe", "udp", "--json", "--until-eof", "--count", fmt.Sprint(int(most / interval)), "--interval", interval.String(), "--timeout", "2s"}
 	f := startFlow(t, l, append(args, addrs(t, l, "h2/c1")...))
 	time.Sleep(300 * time.Millisecond) // let the flow be established
-	step()
+	stalled = stalls(step)
 	f.end.Close()
 	out := (<-f.done).out // lost packets are an error
 	var results []probe.Result
@@ -121,7 +122,7 @@ func outage(t *testing.T, l *lab.Lab, step func()) (longest time.Duration) {
 		}
 		longest = max(longest, time.Duration(r.Lost)*interval)
 	}
-	return longest
+	return longest, stalled
 }
 
 // The tunnel of the kernel's WireGuard between two hosts is cut in one direction only, with a delay and under two-way
@@ -174,14 +175,11 @@ func TestRelaysTakeOver(t *testing.T) {
 		{"the relay is banned", func() error { run(t, l, "h1", "weft", "rmpeer", "--ban", now); return nil }, 2 * time.Second},
 		{"the relay loses its power", func() error { return l.PowerOff(t.Context(), now) }, 4 * time.Second},
 	} {
-		var stalled time.Duration
-		most := outage(t, l, func() {
-			stalled = stalls(func() {
-				if err := step.fail(); err != nil {
-					t.Fatal(err)
-				}
-				now = relay()
-			})
+		most, stalled := outage(t, l, func() {
+			if err := step.fail(); err != nil {
+				t.Fatal(err)
+			}
+			now = relay()
 		})
 		t.Logf("%s: %s is the relay then, and packets of %v got lost; the guest stalled for %v", step.what, now, most, stalled)
 		if most > step.limit+stalled {
