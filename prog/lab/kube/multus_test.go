@@ -16,7 +16,7 @@ import (
 func multus(t *testing.T) {
 	const node, netd = "node1", "/etc/cni/net.d/"
 	const first, later = "00-multus.conf", "20-other.conflist"
-	build := exec.CommandContext(t.Context(), "./build.sh", "multus") // built here, since only this test needs Multus
+	build := exec.CommandContext(t.Context(), "./build.sh", "multus") // only this test needs Multus
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		t.Fatal(err)

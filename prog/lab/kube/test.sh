@@ -9,7 +9,7 @@ go=${GO:-go}
 
 (cd chart && "$go" test -count=1 .)
 (cd ../../manifest/apiserver && "$go" test -count=1 .)
-# The first time, building takes longer than the tests, whose limits of time are for themselves.
+# Built before the tests, whose limit of time is for themselves. Building takes longer the first time.
 ./cluster.sh build
 ./build.sh multus helm
 "$go" test -count=1 -timeout=30m -v .
