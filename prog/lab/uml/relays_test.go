@@ -60,6 +60,18 @@ func TestRelaysCarryTunnels(t *testing.T) {
 			if err := l.Start(t.Context(), h); err != nil {
 				t.Error(err)
 			}
+			eventually.Nil(t, 20*time.Second, "the agent of "+h+" has measured its tunnels", func() error {
+				r := report(t, l, h)
+				for _, c := range r.Router.Connections {
+					if c.RoundTrip == nil {
+						return fmt.Errorf("not that to %s: %s", c.Nickname, c.Info)
+					}
+				}
+				if !r.Ready || len(r.Router.Connections) < 2 {
+					return fmt.Errorf("ready: %v, %d tunnels", r.Ready, len(r.Router.Connections))
+				}
+				return nil
+			})
 			becomes(api.ConnRelayed)
 		}
 		// The kernel of this guest pads numbers in rules, which few kernels do.
