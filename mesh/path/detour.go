@@ -33,6 +33,7 @@ type detour struct {
 
 const (
 	tryFor      = 5 * time.Second
+	inviteAgain = time.Second
 	secondAfter = time.Second
 	// minSoughtGap and maxSoughtGap bound the time between two searches for relays to a peer that gossip does not reach.
 	// It may just join, like the relays: then the first one tried does not reach it yet.
@@ -119,9 +120,6 @@ func (r *remote) seek(now time.Time) {
 	if r.prober.cfg.Relays == nil || r.rounds < doubt || r.Quiet && now.Sub(r.soughtAt) < r.soughtGap {
 		return
 	}
-	if r.soughtAt = now; r.Quiet { // it is dead, or behind NAT
-		r.soughtGap = min(max(2*r.soughtGap, minSoughtGap), maxSoughtGap)
-	}
 	for _, a := range r.detours() { // a relay may have started anew
 		a.detour.hurry(now)
 	}
@@ -129,7 +127,13 @@ func (r *remote) seek(now time.Time) {
 	young := func(d *detour) bool { return now.Sub(d.made) < secondAfter }
 	for r.count(func(d *detour) bool { return !d.invited }) < maxDetours && r.count(young) == 0 {
 		over, ok := r.untried(now)
-		if !ok || !r.over(now, over, false) {
+		if !ok { // this host may just start: the next round looks again
+			return
+		}
+		if r.soughtAt = now; r.Quiet { // it is dead, or behind NAT
+			r.soughtGap = min(max(2*r.soughtGap, minSoughtGap), maxSoughtGap)
+		}
+		if !r.over(now, over, false) {
 			return
 		}
 	}
@@ -330,8 +334,11 @@ func (r *remote) registered(now time.Time, arrived Arrival, relay *remote, m mes
 	case !ok:
 		return
 	}
-	if d := a.detour; d.proven && a.answered.IsZero() && d.tryUntil.IsZero() {
-		d.tryNext, d.tryUntil = now, now.Add(tryFor)
+	if d := a.detour; d.proven && a.answered.IsZero() {
+		if d.tryUntil.IsZero() {
+			d.tryNext, d.tryUntil = now, now.Add(tryFor)
+		}
+		d.next = minTime(d.next, now.Add(inviteAgain)) // the relay may reach the peer only now
 	}
 	if own := arrived.To.Addr(); a.own != own {
 		a.own = own

@@ -409,3 +409,29 @@ func TestRelaysBehindNATAreTheLastChoice(t *testing.T) {
 		})
 	}
 }
+
+// Two hosts behind NAT that gossip does not reach have just started: each reaches the relays a moment later than the
+// other one. They meet at the relay that is not behind NAT, since the one that looks first gives the other one time.
+func TestHostsThatStartOneAfterTheOtherMeetAtTheBestRelay(t *testing.T) {
+	const a, b, hidden, public = 0, 1, 2, 3
+	for i := range 32 {
+		last, late := i%2, time.Duration(i/2)*300*time.Millisecond
+		t.Run(fmt.Sprintf("host %d %v later", last, late), func(t *testing.T) {
+			w := newWorld(t, 4, 1)
+			outer, start := netip.MustParseAddr("10.0.99.99"), w.now
+			w.byAddr[outer], w.quiet = w.hosts[hidden], true
+			w.hosts[hidden].source = func(netip.Addr) netip.Addr { return outer }
+			w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+				of := func(h int) bool { return w.byAddr[from] == w.hosts[h] || w.byAddr[to] == w.hosts[h] }
+				early := w.now.Sub(start) < late
+				return !(of(a) && of(b)) && to != w.hosts[hidden].addrs[0] && !(of(last) && early), time.Millisecond
+			}
+			w.allRelay()
+			w.configure(false)
+			w.until(late+quietGap+time.Second, "the hosts use a relay", func() bool { return w.uses(a, b) >= hidden })
+			if used := w.uses(a, b); used != public {
+				t.Errorf("they use host %d, which is behind NAT", used)
+			}
+		})
+	}
+}

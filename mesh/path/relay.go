@@ -188,6 +188,7 @@ func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer
 			}
 		}
 		l.onRoute = on
+		l.on.hurry(now)
 		p.next = minTime(p.next, now)
 		if !l.anew {
 			return
