@@ -50,6 +50,7 @@ type remote struct {
 	soughtAt    time.Time            // when relays to a quiet peer were last looked for
 	soughtGap   time.Duration        // until they are looked for again
 	directAt    time.Time            // when the direct addresses are asked next, while a relay is used
+	betterAt    time.Time            // when better relays than those in use are looked for next
 	avoided     map[Relays]time.Time // relays that did not help
 	second      time.Time            // since when inSecond counts changes by this peer, see mayChange
 	inSecond    int
