@@ -66,7 +66,7 @@ func (p *Prober) Ways() (out []Way) {
 // others if nobody confirms them.
 func (p *Prober) Restore(now time.Time, ways []Way, pairs []Pair) {
 	for _, w := range ways[:min(len(ways), maxWays)] {
-		if w.Used && w.To.IsValid() && w.Own.IsValid() && w.Relays.len() > 0 && p.peers[w.Peer] == nil {
+		if w.Used && w.To.IsValid() && w.Own.IsValid() && w.Own.Addr().Is4() == w.To.Addr().Is4() && w.Relays.len() > 0 && p.peers[w.Peer] == nil {
 			p.restored[w.Peer] = w
 		}
 	}
@@ -185,6 +185,9 @@ func (r *remote) tend(now time.Time, out []Send) []Send {
 			continue
 		}
 		s, ok := p.register(now, &d.registration, d.relays.first(), &a.to, route{origin: p.cfg.Self, target: r.ID, others: d.relays.rest(), ahead: d.relays.len() - 1})
+		if a.own.Is4() != a.to.Addr().Is4() {
+			a.own = netip.Addr{} // until the relay answers, it is not known which one is used now
+		}
 		if ok {
 			out = append(out, s)
 		}
@@ -253,10 +256,7 @@ func (r *remote) registered(now time.Time, arrived Arrival, relay *remote, m mes
 		}
 		d.next = minTime(d.next, now.Add(inviteAgain)) // the relay may reach the peer only now
 	}
-	if own := arrived.To.Addr(); a.own != own {
-		a.own = own
-		r.prober.version++
-	}
+	r.arrived(a, arrived.To.Addr())
 	r.prober.wake(r)
 }
 

@@ -85,12 +85,13 @@ type registration struct {
 	next    time.Time // when it is sent next
 	asked   uint64    // the number of the last one; 0: it was answered
 	tries   int       // without an answer
+	ignored int       // how many of them got no answer from a relay that answered questions elsewhere
 	cookie  uint32    // proves to the relay that this host receives at its address
 	invited bool      // another host asked for it
 	proven  bool      // the relay has accepted the cookie
-	// A relay cannot turn IPv4 into IPv6: both hosts must use the same family. other means that this host uses the one
-	// that it would not have chosen, and alone that the relay answers by one only.
-	other, alone bool
+	// A relay cannot turn IPv4 into IPv6: both hosts must use the same family. turn means that this host should use its
+	// other one, other that it uses the one that it would not have chosen, and alone that the relay answers by one only.
+	turn, other, alone bool
 }
 
 // quickTries is how often a registration is repeated quickly, before it is given more time. maxTries is how often it
@@ -107,19 +108,43 @@ func (g *registration) hurry(now time.Time) {
 	}
 }
 
+// moves reports whether the next registration should go to another address of the relay than the last one. It stays there
+// while the relay answers, though a nearer one may be known, and while the relay answers nowhere: it forwards what comes
+// from where this host has registered, also without its agent.
+func (p *Prober) moves(g *registration, with *remote, at netip.AddrPort) bool {
+	if g.tries > 0 && !with.path.Answered.Before(g.last) {
+		g.ignored++
+	}
+	unanswered := g.tries > quickTries/2
+	if unanswered && with.current != nil {
+		with.current.check = true // is it the relay that does not answer, or the address?
+		p.wake(with)
+	}
+	switch first, _, ok := p.reaches(with.ID, false); {
+	case g.turn && ok:
+		g.turn, g.other = false, first.Addr().Is4() == at.Addr().Is4()
+		return true
+	case unanswered && g.other:
+		g.other, g.alone = false, true
+		return true
+	}
+	return g.ignored > 1 || with.find(at) == nil
+}
+
 // register returns a registration to send. at is the address of the last one.
 func (p *Prober) register(now time.Time, g *registration, relay peer.ID, at *netip.AddrPort, r route) (Send, bool) {
 	g.next = now.Add(min(gapMin<<min(max(g.tries-quickTries, 0), maxTries), downGap)) // the rules that let the answer in may take a moment
-	if g.tries > quickTries/2 && g.other {
-		g.other, g.alone = false, true
+	with := p.peers[relay]
+	if with == nil {
+		return Send{}, false
 	}
+	moves := p.moves(g, with, *at)
 	to, both, ok := p.reaches(relay, g.other)
-	if ok && to != *at {
-		*at = to
+	if ok && moves && to != *at {
+		*at, g.proven = to, false
 		p.version++
 	}
-	with := p.peers[relay]
-	if with == nil || !at.IsValid() {
+	if !at.IsValid() {
 		return Send{}, false
 	}
 	m := message{kind: register, id: p.newID(), stamp: p.stamp(now), route: r, cookie: g.cookie}
@@ -139,13 +164,13 @@ func (g *registration) took(now time.Time, m message) (ok, refused bool) {
 	if m.id == 0 || g.asked != m.id {
 		return false, false
 	}
-	g.asked, g.tries = 0, 0
+	g.asked, g.tries, g.ignored = 0, 0, 0
 	if m.flags&flagRefused != 0 {
 		return false, true
 	}
 	switch g.proven = g.cookie == m.cookie; {
 	case m.flags&flagBoth != 0 && !g.alone:
-		g.other, g.next = !g.other, now
+		g.turn, g.next = true, now
 	case g.proven:
 		g.next = now.Add(registerEvery)
 	default:

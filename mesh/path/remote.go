@@ -295,7 +295,8 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.sentSince = time.Time{}
 	}
 	a := q.addr
-	a.answered, a.own = now, arrived.To.Addr()
+	a.answered = now
+	r.arrived(a, arrived.To.Addr())
 	a.streak++
 	if q.size != 0 {
 		if arrived.Size >= q.size && a == r.current {
@@ -321,6 +322,14 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.calm(now)
 	}
 	r.tell()
+}
+
+// arrived notes at which address of this host something came from an address of the peer.
+func (r *remote) arrived(a *address, own netip.Addr) {
+	if a.own != own && a.detour != nil { // the rules send from there
+		r.prober.version++
+	}
+	a.own = own
 }
 
 // asked takes a question of the peer, and returns the answer.
