@@ -105,7 +105,7 @@ func (r Relays) host(port uint16) (p Program) {
 		// The relay sends from one port, so its address and this host's port are the key.
 		rules := []Rule{rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), magic(expr.CmpOpEq), goTo(probeChain))}
 		if d.Peer.IsValid() {
-			rules = append(rules, rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), sport.set(d.Peer.Port()), dport.set(port), saddr.set(d.Peer.Addr())))
+			rules = append(rules, rule(sport.is(unix.IPPROTO_UDP, d.Relay.Port()), sport.set(d.Peer.Port()), dport.set(port), saddr.setArriving(d.Peer.Addr())))
 		}
 		from.add(netip.AddrPortFrom(d.Relay.Addr(), d.Own.Port()), 0, rules...)
 	}
@@ -126,7 +126,7 @@ func (r Relays) host(port uint16) (p Program) {
 func (r Relays) late(port uint16) (p Program) {
 	from := newJumps("late")
 	for _, l := range r.Late {
-		from.add(l.From, 0, rule(sport.set(l.Peer.Port()), saddr.set(l.Peer.Addr()), daddr.set(l.Own)))
+		from.add(l.From, 0, rule(sport.set(l.Peer.Port()), saddr.setArriving(l.Peer.Addr()), daddr.setArriving(l.Own)))
 	}
 	var in []Rule
 	p.Sets = from.sets()
@@ -236,14 +236,32 @@ func (f field) vmapWith(s side, m *Set) part {
 	return part{text + " vmap @" + m.Name, append(load, &expr.Lookup{SourceRegister: reg, SetName: m.Name, IsDestRegSet: true})}
 }
 
-// set replaces an address of a UDP packet. The kernel mends the checksums.
+// set replaces an address of a UDP packet that leaves this host. The kernel mends the checksums: that of IPv4's header, and
+// UDP's, of which the addresses are a part.
 func (f field) set(to netip.Addr) part {
+	// IPv6's header has no checksum. But google/nftables drops the flags unless there is one. The kernel mends it before it
+	// writes the address. So the checksum is said to be where the address is, which replaces it.
+	return f.write(to, f.off6, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR)
+}
+
+// setArriving replaces an address of a UDP packet that has arrived. With the flags, the kernel takes an IPv6 packet of more
+// than 76 bytes that conntrack has checked for spoiled (seen on Linux 6.18): it corrects its own sum of the packet, though
+// address and checksum cancel out there. So UDP's checksum is said to be that of IPv6's header. A checksum that a virtual
+// interface has left out stays wrong. Nothing checks it from here on.
+func (f field) setArriving(to netip.Addr) part {
+	const udpChecksumAt = 40 + 6 // after IPv6's header
+	return f.write(to, udpChecksumAt, 0)
+}
+
+// write replaces an address. Of an IPv6 packet the kernel mends what is at an offset in the header, and by the flags.
+func (f field) write(to netip.Addr, checksumAt, flags uint32) part {
 	to = plain(to)
-	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg, Base: expr.PayloadBaseNetworkHeader, CsumFlags: unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR}
-	write.Offset, write.Len = f.off6, 16
+	write := &expr.Payload{
+		OperationType: expr.PayloadWrite, SourceRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: f.off6, Len: 16,
+		CsumType: expr.CsumTypeInet, CsumOffset: checksumAt, CsumFlags: flags,
+	}
 	if to.Is4() {
-		const checksumAt = 10 // in IPv4's header
-		write.Offset, write.Len, write.CsumType, write.CsumOffset = f.off4, 4, expr.CsumTypeInet, checksumAt
+		write.Offset, write.Len, write.CsumOffset, write.CsumFlags = f.off4, 4, 10, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR
 	}
 	return part{fmt.Sprintf("%s %s set %v", ip(to.Is4()), f.word, to), append(f.load(to.Is4())[:2], &expr.Immediate{Register: reg, Data: to.AsSlice()}, write)}
 }
