@@ -148,8 +148,10 @@ func (r *remote) over(now time.Time, over Relays, invited bool) bool {
 	if !ok {
 		return false
 	}
-	a := newDetour(now, over, p.peers[over.first()].current.to, port)
-	a.detour.invited = invited
+	other := p.prefersOther(over.first())
+	to, _, _ := p.reaches(over.first(), other)
+	a := newDetour(now, over, to, port)
+	a.detour.invited, a.detour.other = invited, other
 	r.addrs = append(r.addrs, a)
 	p.version++
 	return true

@@ -85,7 +85,7 @@ type registration struct {
 	next    time.Time // when it is sent next
 	asked   uint64    // the number of the last one; 0: it was answered
 	tries   int       // without an answer
-	ignored int       // how many of them got no answer from a relay that answered questions elsewhere
+	ignored int       // how many of them got no answer, like questions to this address, from a relay that answers elsewhere
 	cookie  uint32    // proves to the relay that this host receives at its address
 	invited bool      // another host asked for it
 	proven  bool      // the relay has accepted the cookie
@@ -112,12 +112,17 @@ func (g *registration) hurry(now time.Time) {
 // while the relay answers, though a nearer one may be known, and while the relay answers nowhere: it forwards what comes
 // from where this host has registered, also without its agent.
 func (p *Prober) moves(g *registration, with *remote, at netip.AddrPort) bool {
-	if g.tries > 0 && !with.path.Answered.Before(g.last) {
-		g.ignored++
-	}
-	unanswered := g.tries > quickTries/2
-	if unanswered && with.current != nil {
-		with.current.check = true // is it the relay that does not answer, or the address?
+	unanswered, last := g.tries > quickTries/2, with.find(at)
+	if unanswered && with.current != nil { // is it the relay that does not answer, or the address?
+		since := func(a *address) bool { return a != nil && !a.answered.Before(g.last) }
+		if since(with.current) && !since(last) {
+			g.ignored++
+		}
+		for _, a := range []*address{with.current, last} {
+			if a != nil {
+				a.check = true
+			}
+		}
 		p.wake(with)
 	}
 	switch first, _, ok := p.reaches(with.ID, false); {
@@ -128,7 +133,7 @@ func (p *Prober) moves(g *registration, with *remote, at netip.AddrPort) bool {
 		g.other, g.alone = false, true
 		return true
 	}
-	return g.ignored > 1 || with.find(at) == nil
+	return g.ignored > 1 || last == nil
 }
 
 // register returns a registration to send. at is the address of the last one.
@@ -221,11 +226,32 @@ func (p *Prober) reaches(id peer.ID, other bool) (to netip.AddrPort, both, ok bo
 		return to, false, false
 	}
 	to = r.current.to
-	i := slices.IndexFunc(r.addrs, func(a *address) bool { return a.detour == nil && a.to.Addr().Is4() != to.Addr().Is4() })
-	if i >= 0 && other {
-		to = r.addrs[i].to
+	a := r.otherFamily()
+	if a != nil && other {
+		to = a.to
 	}
-	return to, i >= 0, true
+	return to, a != nil, true
+}
+
+// otherFamily returns the address of the other family than the one in use that answered last; nil: there is none.
+func (r *remote) otherFamily() (last *address) {
+	for _, a := range r.addrs {
+		if a.detour == nil && a.to.Addr().Is4() != r.current.to.Addr().Is4() && (last == nil || a.answered.After(last.answered)) {
+			last = a
+		}
+	}
+	return last
+}
+
+// prefersOther reports whether registrations with a relay should begin at its other family: IPv4, if it has answered there.
+// Otherwise both ends of a way often begin at different families, since these are about as near.
+func (p *Prober) prefersOther(relay peer.ID) bool {
+	r := p.peers[relay]
+	if r == nil || r.current == nil || r.current.to.Addr().Is4() {
+		return false
+	}
+	a := r.otherFamily()
+	return a != nil && !a.answered.IsZero() && r.current.answered.Sub(a.answered) < 2*othersEvery
 }
 
 // cookie proves that a host receives what is sent to an address. Nothing needs to be stored for it.
