@@ -90,7 +90,7 @@ type registration struct {
 	invited bool      // another host asked for it
 	proven  bool      // the relay has accepted the cookie
 	// A relay cannot turn IPv4 into IPv6: both hosts must use the same family. turn means that this host should use its
-	// other one, other that it uses the one that it would not have chosen, and alone that the relay answers by one only.
+	// other one, other that it tries the one that it would not have chosen, and alone that the relay answers by one only.
 	turn, other, alone bool
 }
 
@@ -177,7 +177,7 @@ func (g *registration) took(now time.Time, m message) (ok, refused bool) {
 	case m.flags&flagBoth != 0 && !g.alone:
 		g.turn, g.next = true, now
 	case g.proven:
-		g.next = now.Add(registerEvery)
+		g.other, g.next = false, now.Add(registerEvery) // it stays there, see moves
 	default:
 		g.cookie, g.next = m.cookie, now
 	}
