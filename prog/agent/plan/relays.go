@@ -41,16 +41,21 @@ func relays(in Inputs, tunnels []topology.Tunnel) (out nft.Relays) {
 			out.Detours = append(out.Detours, nft.Detour{Relay: w.To, Own: w.Own})
 			continue
 		}
+		standIn := netip.AddrPortFrom(w.To.Addr(), w.Own.Port())
 		d := nft.Detour{Peer: t.Endpoint, Relay: w.To, Own: w.Own, Used: w.Used}
 		switch same := t.Route != 0 && t.Endpoint.Addr().Is4() == w.To.Addr().Is4(); { // without a route no packet leaves
 		case w.Used && (!same || uses[t.Endpoint] > 1):
-			t.Endpoint, t.Route = netip.AddrPortFrom(w.To.Addr(), w.Own.Port()), in.Route(w.To.Addr())
+			t.Endpoint, t.Route = standIn, in.Route(w.To.Addr())
 			d.Peer = t.Endpoint
 		case !same: // WireGuard may follow what comes by the relay, and the relay's own address leads nowhere else
-			d.Peer, d.Used = netip.AddrPortFrom(w.To.Addr(), w.Own.Port()), w.Own.Addr().IsValid()
+			d.Peer, d.Used = standIn, w.Own.Addr().IsValid()
 		}
 		t.Proven = t.Proven || w.Used // WireGuard's endpoint must be the one of the rules
 		out.Detours = append(out.Detours, d)
+		if d.Used && d.Peer != standIn { // WireGuard may have that endpoint until it gets the other one
+			d.Peer = standIn
+			out.Detours = append(out.Detours, d)
+		}
 	}
 	for _, p := range in.Pairs {
 		out.Pairs = append(out.Pairs, nft.Pair{{Host: p.Legs[0].Host, Own: p.Legs[0].Own}, {Host: p.Legs[1].Host, Own: p.Legs[1].Own}})
