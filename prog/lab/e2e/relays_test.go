@@ -110,6 +110,8 @@ func TestACutLinkGoesOverARelay(t *testing.T) {
 	flows := flow()
 	between(t, l)
 	becomes(t, l, 20*time.Second, "h1", "h2", api.ConnDirect, "")
+	before := connectionTo(t, l, "h1", "h2").Sent
+	eventually.True(t, 20*time.Second, "the flows go on", func() bool { return connectionTo(t, l, "h1", "h2").Sent > before+20_000 })
 	lossless(t, "when the link was back", flows)
 	tcp.stop(t)
 	for _, h := range l.Hosts() {
