@@ -167,7 +167,7 @@ func (r *remote) swallowed(now time.Time) bool {
 func (r *remote) tend(now time.Time, out []Send) []Send {
 	p := r.prober
 	if r.swallowed(now) {
-		r.inVain = time.Time{}
+		r.inVain, r.swallowedAt = time.Time{}, now
 		r.drop(now, r.current)
 	}
 	for _, a := range r.detours() {
@@ -256,10 +256,20 @@ func (r *remote) registered(now time.Time, arrived Arrival, relay *remote, m mes
 		if d.tryUntil.IsZero() {
 			d.tryNext, d.tryUntil = now, now.Add(tryFor)
 		}
-		d.next = minTime(d.next, now.Add(inviteAgain)) // the relay may reach the peer only now
+		if now.Before(d.tryUntil) {
+			d.next = minTime(d.next, now.Add(inviteAgain)) // the relay may reach the peer only now
+		}
 	}
 	r.arrived(a, arrived.To.Addr())
 	r.prober.wake(r)
+}
+
+// arrived notes at which address of this host something came from an address of the peer.
+func (r *remote) arrived(a *address, own netip.Addr) {
+	if a.own != own && a.detour != nil { // the rules send from there
+		r.prober.version++
+	}
+	a.own = own
 }
 
 // source returns the address from which a probe came, as a candidate. Nil: it came by a way that is not known any more.

@@ -90,8 +90,9 @@ type registration struct {
 	invited bool      // another host asked for it
 	proven  bool      // the relay has accepted the cookie
 	// A relay cannot turn IPv4 into IPv6: both hosts must use the same family. turn means that this host should use its
-	// other one, other that it tries the one that it would not have chosen, and alone that the relay answers by one only.
-	turn, other, alone bool
+	// other one, and other that it tries the one that it would not have chosen. Until alone, the relay answers by one only.
+	turn, other bool
+	alone       time.Time
 }
 
 // quickTries is how often a registration is repeated quickly, before it is given more time. maxTries is how often it
@@ -111,7 +112,7 @@ func (g *registration) hurry(now time.Time) {
 // moves reports whether the next registration should go to another address of the relay than the last one. It stays there
 // while the relay answers, though a nearer one may be known, and while the relay answers nowhere: it forwards what comes
 // from where this host has registered, also without its agent.
-func (p *Prober) moves(g *registration, with *remote, at netip.AddrPort) bool {
+func (p *Prober) moves(now time.Time, g *registration, with *remote, at netip.AddrPort) bool {
 	unanswered, last := g.tries > quickTries/2, with.find(at)
 	if unanswered && with.current != nil { // is it the relay that does not answer, or the address?
 		since := func(a *address) bool { return a != nil && !a.answered.Before(g.last) }
@@ -130,10 +131,10 @@ func (p *Prober) moves(g *registration, with *remote, at netip.AddrPort) bool {
 		g.turn, g.other = false, first.Addr().Is4() == at.Addr().Is4()
 		return true
 	case unanswered && g.other:
-		g.other, g.alone = false, true
+		g.other, g.alone = false, now.Add(othersEvery)
 		return true
 	}
-	return g.ignored > 1 || last == nil
+	return g.ignored > 1 || last == nil && (g.tries > 0 || !at.IsValid())
 }
 
 // register returns a registration to send. at is the address of the last one.
@@ -143,7 +144,7 @@ func (p *Prober) register(now time.Time, g *registration, relay peer.ID, at *net
 	if with == nil {
 		return Send{}, false
 	}
-	moves := p.moves(g, with, *at)
+	moves := p.moves(now, g, with, *at)
 	to, both, ok := p.reaches(relay, g.other)
 	if ok && moves && to != *at {
 		*at, g.proven = to, false
@@ -153,7 +154,7 @@ func (p *Prober) register(now time.Time, g *registration, relay peer.ID, at *net
 		return Send{}, false
 	}
 	m := message{kind: register, id: p.newID(), stamp: p.stamp(now), route: r, cookie: g.cookie}
-	if both && !g.alone {
+	if both && !now.Before(g.alone) {
 		m.flags |= flagBoth
 	}
 	if g.invited {
@@ -174,7 +175,7 @@ func (g *registration) took(now time.Time, m message) (ok, refused bool) {
 		return false, true
 	}
 	switch g.proven = g.cookie == m.cookie; {
-	case m.flags&flagBoth != 0 && !g.alone:
+	case m.flags&flagBoth != 0 && !now.Before(g.alone):
 		g.turn, g.next = true, now
 	case g.proven:
 		g.other, g.next = false, now.Add(registerEvery) // it stays there, see moves

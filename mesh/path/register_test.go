@@ -2,8 +2,11 @@ package path
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
+
+	"weft/mesh/peer"
 )
 
 // registeredWorld makes two hosts without a link, and their relay, with two addresses each. It returns where the first
@@ -78,4 +81,74 @@ func TestWaysLeaveAnAddressThatStopsWorking(t *testing.T) {
 	})
 	t.Logf("after %v", took)
 	at()
+}
+
+// A host has stored a way to a peer that is dead now. It does not keep asking the relay for it as fast as for a new one.
+func TestARestoredWayToADeadPeerCostsLittle(t *testing.T) {
+	cut := true
+	w := relayWorld(t, 3, &cut)
+	h := w.hosts[0]
+	ways := h.Ways()
+	w.hosts[1].mute = true
+	h.busy, w.hosts[1].busy = map[peer.ID]bool{}, map[peer.ID]bool{}
+	h.Prober = New(h.cfg)
+	h.Restore(w.now, ways, nil)
+	w.quiet = true
+	h.Configure(w.now, w.remotes(h), false)
+	h.next = w.now
+	w.run(10 * time.Minute)
+	registrations, last := 0, w.now
+	w.each = func() {
+		for _, a := range h.peers[w.hosts[1].id].detours() {
+			if a.detour.last.After(last) {
+				registrations, last = registrations+1, a.detour.last
+			}
+		}
+	}
+	const lasts = 10 * time.Minute
+	w.run(lasts)
+	if most := 2 * int(lasts/registerEvery); registrations > most {
+		t.Errorf("the host registered %d times in %v, want at most %d times", registrations, lasts, most)
+	}
+}
+
+// Both hosts reach their relay by both families, then one of them by IPv6 only for a while, and later the other one by IPv4
+// only. They meet again.
+func TestAHostTriesALostFamilyAgain(t *testing.T) {
+	w := newWorld(t, 3, 1)
+	for i, h := range w.hosts {
+		six := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i + 1)})
+		h.addrs = append(h.addrs, six)
+		w.byAddr[six] = h
+		h.source = func(to netip.Addr) netip.Addr {
+			if to.Is4() {
+				return h.addrs[0]
+			}
+			return six
+		}
+	}
+	type by struct {
+		host int
+		is4  bool
+	}
+	lost := map[by]bool{}
+	w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+		x, y := slices.Index(w.hosts, w.byAddr[from]), slices.Index(w.hosts, w.byAddr[to])
+		return max(x, y) == 2 && !lost[by{x, from.Is4()}] && !lost[by{y, from.Is4()}], time.Millisecond
+	}
+	w.allRelay()
+	w.configure(false)
+	meet := func(what string) {
+		w.until(time.Minute, what, func() bool { return w.uses(0, 1) == 2 })
+	}
+	meet("the hosts use the relay")
+	w.run(time.Minute)
+	lost[by{1, true}] = true
+	w.run(time.Minute)
+	meet("both use IPv6")
+	delete(lost, by{1, true})
+	w.run(2 * othersEvery)
+	lost[by{0, false}] = true
+	w.run(time.Minute)
+	meet("both use IPv4")
 }

@@ -188,7 +188,9 @@ func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer
 			}
 		}
 		l.onRoute = on
-		l.on.hurry(now)
+		if l.on != nil { // otherwise there is no free port
+			l.on.hurry(now)
+		}
 		p.next = minTime(p.next, now)
 		if !l.anew {
 			return

@@ -51,6 +51,7 @@ type remote struct {
 	soughtGap   time.Duration        // until they are looked for again
 	directAt    time.Time            // when the direct addresses are asked next, while a relay is used
 	betterAt    time.Time            // when better relays than those in use are looked for next
+	swallowedAt time.Time            // when a relay in use last forwarded no data, though it answered
 	avoided     map[Relays]time.Time // relays that did not help
 	second      time.Time            // since when inSecond counts changes by this peer, see mayChange
 	inSecond    int
@@ -322,14 +323,6 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.calm(now)
 	}
 	r.tell()
-}
-
-// arrived notes at which address of this host something came from an address of the peer.
-func (r *remote) arrived(a *address, own netip.Addr) {
-	if a.own != own && a.detour != nil { // the rules send from there
-		r.prober.version++
-	}
-	a.own = own
 }
 
 // asked takes a question of the peer, and returns the answer.

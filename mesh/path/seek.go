@@ -14,7 +14,8 @@ const (
 	maxSoughtGap = 15 * time.Minute
 	secondAfter  = time.Second
 	avoidFor     = 20 * time.Second // a relay that did not help
-	betterEvery  = 10 * time.Minute // between two looks for better relays than those in use, the first after hold
+	betterEvery  = 30 * time.Minute // between two looks for better relays than those in use, the first after hold
+	swallowFor   = 24 * time.Hour   // no better ones are looked for so long after a relay has swallowed data
 )
 
 // seek finds relays for a path in doubt.
@@ -94,9 +95,11 @@ func (r *remote) seekBetter(now time.Time) {
 	if !r.seeksBetter() || now.Before(r.betterAt) {
 		return
 	}
-	r.betterAt = now.Add(betterEvery)
+	if r.betterAt = now.Add(betterEvery); now.Sub(r.swallowedAt) < swallowFor {
+		return
+	}
 	over, ok := relaysOf(r.prober.cfg.Relays(r.ID, nil))
-	if inUse := r.current.detour.relays; !r.prober.open(inUse.first()) {
+	if inUse := r.current.detour.relays; r.prober.hidden(inUse.first()) {
 		over, ok = r.notSince(now, avoidFor, r.prober.open)
 	} else if over == inUse {
 		return
@@ -113,20 +116,29 @@ func (r *remote) seeksBetter() bool {
 // better reports whether the tunnel should go from one way over relays to another one: it is nearer, or only the other one
 // is behind NAT.
 func (r *remote) better(now time.Time, a *address) bool {
+	if now.Sub(r.swallowedAt) < swallowFor {
+		return false
+	}
 	if a.samples < 3 {
 		a.check = true
 		return false
 	}
-	open := r.prober.open(a.detour.relays.first())
-	if open != r.prober.open(r.current.detour.relays.first()) {
-		return open
+	was, is := r.prober.hidden(r.current.detour.relays.first()), r.prober.hidden(a.detour.relays.first())
+	if was != is {
+		return was
 	}
 	return r.nearer(now, a)
 }
 
-// open reports whether this host reaches a peer at an address of its record. Otherwise the peer is behind NAT, which may
+// open reports whether a peer may be a relay, and is not behind NAT.
+func (p *Prober) open(id peer.ID) bool { return p.relays(id) && !p.hidden(id) }
+
+// hidden reports whether this host reaches a peer only at an address that is not in its record: it is behind NAT, which may
 // drop what comes from another port of this host.
-func (p *Prober) open(id peer.ID) bool { return p.relays(id) && p.peers[id].current.learned.IsZero() }
+func (p *Prober) hidden(id peer.ID) bool {
+	r := p.peers[id]
+	return r != nil && r.current != nil && r.current.detour == nil && !r.current.learned.IsZero()
+}
 
 // relays reports whether this host reaches a peer directly, so that it may be a relay.
 func (p *Prober) relays(id peer.ID) bool {

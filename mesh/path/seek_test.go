@@ -107,3 +107,50 @@ func TestTunnelsMoveToNearerRelays(t *testing.T) {
 		})
 	}
 }
+
+// twoRelays makes two hosts without a link, which use host 2 as their relay. Host 3 is another one, with a delay of far.
+func twoRelays(t *testing.T, far time.Duration) *world {
+	w := newWorld(t, 4, 1)
+	w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+		of := func(h int) bool { return w.byAddr[from] == w.hosts[h] || w.byAddr[to] == w.hosts[h] }
+		if of(3) {
+			return true, far
+		}
+		return !(of(0) && of(1)), time.Millisecond
+	}
+	w.allRelay()
+	w.configure(false)
+	w.hosts[0].busy[w.hosts[1].id], w.hosts[1].busy[w.hosts[0].id] = true, true
+	w.until(20*time.Second, "the hosts use the first relay", func() bool { return w.uses(0, 1) == 2 })
+	w.run(time.Minute)
+	return w
+}
+
+// The nearest relay answers, but swallows data. The hosts do not go back to it for a day.
+func TestARelayThatSwallowsDataIsNoBetterOne(t *testing.T) {
+	w := twoRelays(t, 20*time.Millisecond)
+	w.hosts[2].swallow = true
+	w.until(time.Minute, "the hosts use the other relay", func() bool { return w.uses(0, 1) == 3 })
+	w.each = func() {
+		if used := w.uses(0, 1); used != 3 {
+			t.Fatalf("the hosts use host %d, want always host 3", used)
+		}
+	}
+	w.run(3 * betterEvery)
+}
+
+// The agent of the relay in use is silent when better relays are looked for. That makes no other one better.
+func TestASilentAgentMakesNoOtherRelayBetter(t *testing.T) {
+	w := twoRelays(t, 150*time.Millisecond)
+	w.each = func() {
+		if used := w.uses(0, 1); used == 3 {
+			t.Fatal("the hosts use the far relay, want that they stay")
+		}
+	}
+	for range 3 {
+		w.hosts[2].mute = true
+		w.run(hold + quietGap)
+		w.hosts[2].mute = false
+		w.run(betterEvery - hold)
+	}
+}

@@ -52,7 +52,7 @@ func relays(in Inputs, tunnels []topology.Tunnel) (out nft.Relays) {
 		}
 		t.Proven = t.Proven || w.Used // WireGuard's endpoint must be the one of the rules
 		out.Detours = append(out.Detours, d)
-		if d.Used && d.Peer != standIn { // WireGuard may have that endpoint until it gets the other one
+		if d.Used && d.Peer != standIn && uses[standIn] == 0 { // WireGuard may have that endpoint until it gets the other one
 			d.Peer = standIn
 			out.Detours = append(out.Detours, d)
 		}

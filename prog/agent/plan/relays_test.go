@@ -95,3 +95,17 @@ func TestAllWaysOfATunnelStandForOneEndpoint(t *testing.T) {
 		}
 	}
 }
+
+// Another tunnel's endpoint is, by chance, the one that would stand for a peer behind a relay. Its packets are left alone.
+func TestWhatStandsForAPeerTakesNoOtherEndpoint(t *testing.T) {
+	at := netip.MustParseAddrPort
+	relay, own := at("192.0.2.9:6784"), at("192.0.2.1:20001")
+	other := netip.AddrPortFrom(relay.Addr(), own.Port())
+	tunnels := []topology.Tunnel{{Peer: peer.ID{2}, Endpoint: at("192.0.2.2:6784"), Route: 1500}, {Peer: peer.ID{3}, Endpoint: other, Route: 1500}}
+	way := path.Way{Peer: peer.ID{2}, Relays: path.Relays{{9}}, To: relay, Own: own, Used: true}
+	for _, d := range relays(Inputs{Ways: []path.Way{way}, Route: func(netip.Addr) int { return 1500 }}, tunnels).Detours {
+		if d.Used && d.Peer == other {
+			t.Errorf("what goes to the endpoint %v of another tunnel is sent to the relay: %+v", other, d)
+		}
+	}
+}
