@@ -119,12 +119,13 @@ func (p *Prober) moves(now time.Time, g *registration, with *remote, at netip.Ad
 		if since(with.current) && !since(last) {
 			g.ignored++
 		}
-		for _, a := range []*address{with.current, last} {
-			if a != nil {
-				a.check = true
+		if g.tries == quickTries/2+1 || g.tries > quickTries { // a busy relay gets few questions
+			with.current.check = true
+			if last != nil {
+				last.check = true
 			}
+			p.wake(with)
 		}
-		p.wake(with)
 	}
 	switch first, _, ok := p.reaches(with.ID, false); {
 	case g.turn && ok:

@@ -30,6 +30,10 @@ func (r *remote) seek(now time.Time) {
 	if r.prober.cfg.Relays == nil || r.rounds < doubt || r.Quiet && now.Sub(r.soughtAt) < r.soughtGap {
 		return
 	}
+	gap := r.soughtGap
+	if r.soughtAt = now; r.Quiet { // it is dead, or behind NAT
+		r.soughtGap = min(max(2*gap, minSoughtGap), maxSoughtGap)
+	}
 	for _, a := range r.detours() { // a relay may have started anew
 		a.detour.hurry(now)
 	}
@@ -37,11 +41,9 @@ func (r *remote) seek(now time.Time) {
 	young := func(d *detour) bool { return now.Sub(d.made) < secondAfter }
 	for r.count(func(d *detour) bool { return !d.invited }) < maxDetours && r.count(young) == 0 {
 		over, ok := r.untried(now)
-		if !ok { // this host may just start: the next round looks again
+		if !ok { // this host may just start
+			r.soughtGap = max(gap, secondAfter)
 			return
-		}
-		if r.soughtAt = now; r.Quiet { // it is dead, or behind NAT
-			r.soughtGap = min(max(2*r.soughtGap, minSoughtGap), maxSoughtGap)
 		}
 		if !r.over(now, over, false) {
 			return
