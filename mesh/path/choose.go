@@ -18,7 +18,7 @@ func (r *remote) use(now time.Time, a *address) {
 	r.inVain = time.Time{}
 	r.path.Left, r.path.Own, r.path.Via = netip.AddrPort{}, netip.Addr{}, Relays{}
 	if a.detour != nil {
-		r.path.Via, r.directAt, r.betterAt = a.detour.relays, now.Add(downGap), now.Add(hold) // WireGuard's endpoint stays as it is
+		r.path.Via, r.directAt = a.detour.relays, now.Add(downGap) // WireGuard's endpoint stays as it is
 	} else {
 		r.path.Endpoint = a.to
 	}
@@ -44,10 +44,6 @@ func (r *remote) choose(now time.Time, a *address) {
 	case r.roams >= maxRoams && a.detour == nil && r.alarm.IsZero() && a.to == r.traffic.Endpoint:
 		cur.left = now
 		r.use(now, a)
-	case cur.detour != nil && a.detour != nil:
-		if r.first && r.alarm.IsZero() && r.better(now, a) {
-			r.use(now, a)
-		}
 	case cur.detour != nil || a.detour != nil:
 		if r.first && r.alarm.IsZero() && a.detour == nil && r.worksAgain(now, a) {
 			r.use(now, a)

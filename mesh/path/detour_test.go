@@ -385,3 +385,27 @@ func TestHostsThatGossipDoesNotReachTryOtherRelays(t *testing.T) {
 		})
 	}
 }
+
+// A host behind NAT is the relay that is chosen first. It is not asked to forward, since it may not hear ports that it has
+// not sent to. If there is no other relay, it is tried.
+func TestRelaysBehindNATAreTheLastChoice(t *testing.T) {
+	for _, others := range []int{0, 1} {
+		t.Run(fmt.Sprintf("%d other relays", others), func(t *testing.T) {
+			const a, b, hidden = 0, 1, 2
+			w := newWorld(t, 3+others, 1)
+			outer := netip.MustParseAddr("10.0.99.99")
+			w.byAddr[outer] = w.hosts[hidden]
+			w.hosts[hidden].source = func(netip.Addr) netip.Addr { return outer }
+			w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+				between := w.byAddr[from] == w.hosts[a] && w.byAddr[to] == w.hosts[b] || w.byAddr[from] == w.hosts[b] && w.byAddr[to] == w.hosts[a]
+				return !between && to != w.hosts[hidden].addrs[0], time.Millisecond
+			}
+			w.allRelay()
+			w.configure(false)
+			w.until(20*time.Second, "the hosts use a relay", func() bool { return w.uses(a, b) == hidden+others })
+			if asked := len(w.hosts[hidden].legs); (asked == 0) != (others > 0) {
+				t.Errorf("%d hosts asked the relay behind NAT, want none only if there is another relay", asked)
+			}
+		})
+	}
+}

@@ -74,7 +74,6 @@ func (r *remote) due(now time.Time, out []Send) []Send {
 			}
 		}
 	}
-	r.seekBetter(now)
 	out = r.tend(now, r.seekDirect(now, out))
 	for _, a := range r.addrs {
 		if a.check {

@@ -302,32 +302,3 @@ func TestARelayThatSwallowsDataIsLeft(t *testing.T) {
 		t.Errorf("ten minutes later the paths are %+v and %+v, want the other relay", w.path(0, 1), w.path(1, 0))
 	}
 }
-
-// A relay has no port left for the row of relays that a member asks for. It forwards nothing for it, and goes on.
-func TestARelayWithoutFreePortsGoesOn(t *testing.T) {
-	w := newWorld(t, 300, 1)
-	relay, origin, next := w.hosts[0], w.hosts[1], w.hosts[2]
-	relay.Configure(w.now, w.remotes(relay), false)
-	for _, r := range relay.peers {
-		r.current, r.capable, r.path.State, r.alarm = r.addrs[0], true, Direct, time.Time{}
-	}
-	for _, o := range w.hosts[3 : 3+maxAskedFor] {
-		if !relay.peers[o.id].over(w.now, Relays{next.id}, false) {
-			t.Fatal("the relay found no way of its own")
-		}
-	}
-	asked := 0
-	for _, target := range w.hosts[3+maxAskedFor:] {
-		if !less(origin.id, target.id) {
-			continue
-		}
-		asked++
-		from := netip.AddrPortFrom(origin.addrs[0], firstPort+1)
-		m := message{kind: register, route: route{origin: origin.id, target: target.id, others: [2]peer.ID{next.id}, ahead: 1}}
-		m.cookie = relay.cookie(legOf{origin.id, target.id, Relays{relay.id, next.id}}, from)
-		w.inject(origin, relay, Arrival{From: from, To: netip.AddrPortFrom(relay.addrs[0], port)}, m)
-	}
-	if asked == 0 || len(relay.Pairs()) != 0 {
-		t.Errorf("%d pairs asked, and the relay forwards for %d; want some and none", asked, len(relay.Pairs()))
-	}
-}

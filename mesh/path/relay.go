@@ -184,13 +184,10 @@ func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer
 	if len(after) > 0 && less(m.origin, m.target) {
 		if l.on == nil {
 			if port, ok := p.freePort(m.target, next, maxAskedFor); ok {
-				l.on = &registration{port: port, next: now, invited: true, other: p.prefersOther(next)}
+				l.on = &registration{port: port, next: now, invited: true}
 			}
 		}
 		l.onRoute = on
-		if l.on != nil { // otherwise there is no free port
-			l.on.hurry(now)
-		}
 		p.next = minTime(p.next, now)
 		if !l.anew {
 			return

@@ -50,8 +50,6 @@ type remote struct {
 	soughtAt    time.Time            // when relays to a quiet peer were last looked for
 	soughtGap   time.Duration        // until they are looked for again
 	directAt    time.Time            // when the direct addresses are asked next, while a relay is used
-	betterAt    time.Time            // when better relays than those in use are looked for next
-	swallowedAt time.Time            // when a relay in use last forwarded no data, though it answered
 	avoided     map[Relays]time.Time // relays that did not help
 	second      time.Time            // since when inSecond counts changes by this peer, see mayChange
 	inSecond    int
@@ -296,8 +294,7 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.sentSince = time.Time{}
 	}
 	a := q.addr
-	a.answered = now
-	r.arrived(a, arrived.To.Addr())
+	a.answered, a.own = now, arrived.To.Addr()
 	a.streak++
 	if q.size != 0 {
 		if arrived.Size >= q.size && a == r.current {

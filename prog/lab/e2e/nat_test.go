@@ -79,8 +79,8 @@ func connections(t *testing.T, l *lab.Lab, host string) map[string]api.Connectio
 }
 
 // Hosts behind any kinds of NAT reach each other. Two of them use outer addresses if at least one NAT lets in whoever
-// sends, or both use one port for all destinations. Otherwise the public host is their relay. Hosts behind one NAT use
-// their inner addresses. Gossip reaches all, though nobody can dial them.
+// sends, or both use one port for all destinations. Otherwise a host that both reach is their relay: the public one, unless
+// one of them had just started and did not reach it yet. Hosts behind one NAT use their inner addresses. Gossip reaches all, though nobody can dial them.
 func TestHostsBehindNATReachAllOthers(t *testing.T) {
 	labtest.Waits(t)
 	l := behindEveryNAT(t)
@@ -114,7 +114,7 @@ func TestHostsBehindNATReachAllOthers(t *testing.T) {
 		t.Logf("%s uses the address %s of %s after %v", way[0], way[2], way[1], took)
 	}
 	for _, pair := range [][2]string{{"h3", "h4"}, {"h5", "h4"}} {
-		becomes(t, l, 90*time.Second, pair[0], pair[1], api.ConnRelayed, "(h1)")
+		becomes(t, l, 90*time.Second, pair[0], pair[1], api.ConnRelayed, "")
 	}
 	plugEach(t, l, l.Hosts()...)
 	for i, a := range l.Hosts() {
