@@ -261,7 +261,8 @@ func (f field) write(to netip.Addr, checksumAt, flags uint32) part {
 		CsumType: expr.CsumTypeInet, CsumOffset: checksumAt, CsumFlags: flags,
 	}
 	if to.Is4() {
-		write.Offset, write.Len, write.CsumOffset, write.CsumFlags = f.off4, 4, 10, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR
+		const headerChecksumAt = 10
+		write.Offset, write.Len, write.CsumOffset, write.CsumFlags = f.off4, 4, headerChecksumAt, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR
 	}
 	return part{fmt.Sprintf("%s %s set %v", ip(to.Is4()), f.word, to), append(f.load(to.Is4())[:2], &expr.Immediate{Register: reg, Data: to.AsSlice()}, write)}
 }

@@ -80,7 +80,8 @@ func connections(t *testing.T, l *lab.Lab, host string) map[string]api.Connectio
 
 // Hosts behind any kinds of NAT reach each other. Two of them use outer addresses if at least one NAT lets in whoever
 // sends, or both use one port for all destinations. Otherwise a host that both reach is their relay: the public one, unless
-// one of them had just started and did not reach it yet. Hosts behind one NAT use their inner addresses. Gossip reaches all, though nobody can dial them.
+// one of them had just started and did not reach it yet. Hosts behind one NAT use their inner addresses. Gossip reaches all,
+// though nobody can dial them.
 func TestHostsBehindNATReachAllOthers(t *testing.T) {
 	labtest.Waits(t)
 	l := behindEveryNAT(t)
