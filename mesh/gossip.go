@@ -61,28 +61,29 @@ func encode(v any) []byte { return must(encoding.Marshal(v)) }
 // Broadcast sends a delta of this peer to all peers. It does not block. A few peers receive the
 // delta at once, the other peers by gossip.
 func (m *Mesh) Broadcast(replica string, delta []byte) {
-	m.passOn(replica, delta)
-	if m.maySend() && len(delta) <= maxGossip {
+	if m.passOn(replica, delta) && len(delta) <= maxGossip {
 		go m.sendNow(encode(envelope{Kind: kindDelta, Replica: replica, Payload: delta}))
 	}
 }
 
-// passOn queues a delta for gossip.
-func (m *Mesh) passOn(replica string, delta []byte) {
-	if !m.maySend() {
-		return // push/pull delivers the news after we have joined
-	}
+// passOn sends a delta by gossip, and reports whether this host may send now. Otherwise the delta is held.
+func (m *Mesh) passOn(replica string, delta []byte) bool {
 	e := envelope{Kind: kindDelta, Replica: replica, Payload: delta}
-	if len(delta) <= maxGossip {
+	may := m.outgoing.maySend(e)
+	if may {
+		m.gossip(e)
+	}
+	return may
+}
+
+// gossip queues a delta for gossip. One that is too large for a packet goes to a few peers at once.
+func (m *Mesh) gossip(e envelope) {
+	if len(e.Payload) <= maxGossip {
 		m.queue.QueueBroadcast(broadcast(encode(e)))
 		return
 	}
 	go m.sendToSome(e)
 }
-
-// maySend reports whether this peer may send states: gossip is running, and it is certain that no
-// other host has the same identity. If there is such a host, only its states count.
-func (m *Mesh) maySend() bool { return m.running() && m.Confirmed() }
 
 // sendNow sends a message to a few random peers by UDP, without waiting for the next gossip
 // interval.
@@ -151,9 +152,11 @@ func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.m.queue.GetBroadcasts(overhead, limit)
 }
 
+// LocalState is empty until it is certain that no other host has this host's identity: if there is such a host,
+// only its states count.
 func (d delegate) LocalState(bool) []byte {
 	states := map[string][]byte{}
-	if !d.m.maySend() {
+	if !d.m.Confirmed() {
 		return encode(states)
 	}
 	for name, r := range d.m.replicas {

@@ -111,6 +111,7 @@ type Mesh struct {
 	transport *session.Transport
 	judge     *judge.Judge
 	queue     *memberlist.TransmitLimitedQueue
+	outgoing  outgoing
 	inbox     chan []byte
 	queued    atomic.Int64 // bytes of large messages in inbox
 	started   chan struct{}
@@ -254,6 +255,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	m.proof.start, m.proof.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
 	m.mu.Unlock()
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: m.reachableCount}
+	m.outgoing.listen()
 	if m.transport, err = m.newTransport(ctx, conf); err == nil {
 		conf.Transport = m.transport
 		if m.list, err = memberlist.Create(conf); err != nil {
