@@ -170,12 +170,12 @@ func (m *Mesh) raiseCeiling(incarnation uint32) {
 		m.hello.Ceiling = max(m.hello.Ceiling, min(incarnation, math.MaxUint32-ceilingStep)+ceilingStep)
 	}
 	m.mu.Unlock()
-	if near && m.running() {
+	if near {
 		m.renewHello()
 	}
 }
 
-// renewHello has this run's changed greeting announced. It does not block.
+// renewHello has this run's changed greeting announced, once gossip runs. It does not block.
 func (m *Mesh) renewHello() {
 	select {
 	case m.renewal <- struct{}{}:
@@ -195,11 +195,11 @@ func (m *Mesh) renew(ctx context.Context) error {
 			return nil
 		case <-m.renewal:
 		}
+		if !m.greetingDiffers() {
+			continue // Run announced it
+		}
 		_ = m.list.UpdateNode(updateTimeout) // gossip repeats it
-		m.mu.Lock()
-		lost := m.announced.Ceiling < m.hello.Ceiling || m.announced.V4 != m.hello.V4 // memberlist drops it if it refutes something meanwhile
-		m.mu.Unlock()
-		if lost {
+		if m.greetingDiffers() {             // memberlist drops it if it refutes something meanwhile
 			m.renewHello()
 		}
 		select {
@@ -208,6 +208,13 @@ func (m *Mesh) renew(ctx context.Context) error {
 		case <-time.After(renewPause):
 		}
 	}
+}
+
+// greetingDiffers reports whether memberlist announces an earlier greeting.
+func (m *Mesh) greetingDiffers() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.announced.Ceiling < m.hello.Ceiling || m.announced.V4 != m.hello.V4
 }
 
 // greeted notes the greeting with which memberlist announces this run from now on.

@@ -38,7 +38,7 @@ func (m *Mesh) Expel(id peer.ID) {
 		m.forget(id)
 	}
 	m.mu.Unlock()
-	if m.running() {
+	if isClosed(m.listening) {
 		m.transport.Expel(id)
 		for _, n := range m.members.of(id) {
 			m.verified.forget(n.Name)

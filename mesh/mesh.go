@@ -113,7 +113,8 @@ type Mesh struct {
 	queue     *memberlist.TransmitLimitedQueue
 	outgoing  outgoing
 	inbox     chan []byte
-	queued    atomic.Int64 // bytes of large messages in inbox
+	queued    atomic.Int64  // bytes of large messages in inbox
+	listening chan struct{} // closed once transport is set
 	started   chan struct{}
 	replicas  map[string]Replica
 	handlers  map[string]Handler
@@ -171,6 +172,7 @@ func New(cfg Config) (*Mesh, error) {
 		self:       self,
 		name:       nodeName(self, time.Now()),
 		inbox:      make(chan []byte, 1024),
+		listening:  make(chan struct{}),
 		started:    make(chan struct{}),
 		replicas:   map[string]Replica{},
 		handlers:   map[string]Handler{},
@@ -255,8 +257,9 @@ func (m *Mesh) Run(ctx context.Context) error {
 	m.proof.start, m.proof.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
 	m.mu.Unlock()
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: m.reachableCount}
-	m.outgoing.listen()
 	if m.transport, err = m.newTransport(ctx, conf); err == nil {
+		m.outgoing.listen()
+		close(m.listening)
 		conf.Transport = m.transport
 		if m.list, err = memberlist.Create(conf); err != nil {
 			_ = m.transport.Shutdown()
@@ -297,8 +300,12 @@ func (m *Mesh) Run(ctx context.Context) error {
 
 // running reports whether memberlist has started.
 func (m *Mesh) running() bool {
+	return isClosed(m.started)
+}
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-m.started:
+	case <-c:
 		return true
 	default:
 		return false
@@ -345,7 +352,7 @@ func (m *Mesh) SetHello(u slot.Universe) {
 	changed := m.hello.V4 != u.V4
 	m.hello.V4 = u.V4
 	m.mu.Unlock()
-	if changed && m.running() {
+	if changed {
 		m.renewHello()
 	}
 }
