@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -110,8 +111,15 @@ func TestACutLinkGoesOverARelay(t *testing.T) {
 	flows = flow()
 	between(t, l)
 	becomes(t, l, 20*time.Second, "h1", "h2", api.ConnDirect, "")
+	before := connectionTo(t, l, "h1", "h2").Sent
+	eventually.True(t, 20*time.Second, "the flows go on", func() bool { return connectionTo(t, l, "h1", "h2").Sent > before+20_000 })
 	lossless(t, "when the link was back", flows)
 	tcp.stop(t)
+	for _, h := range l.Hosts() {
+		if bad := regexp.MustCompile(`Udp6?InCsumErrors\s+[1-9].*`).FindString(run(t, l, h, "cat", "/proc/net/snmp6")); bad != "" {
+			t.Errorf("%s received packets that a relay's rules had spoiled: %s", h, bad)
+		}
+	}
 }
 
 // A relay cannot turn IPv4 into IPv6. If two hosts reach it by different families, one of them takes its other one.
