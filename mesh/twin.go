@@ -81,9 +81,9 @@ func (m *Mesh) confirm(now time.Time) {
 	}
 }
 
-// exchange sends another peer the states that this peer did not send before it was confirmed. The
-// other peer passes them on. What others sent meanwhile goes to all. Later it exchanges states with peers whose packets were lost for a while, since
-// news is sent only a few times.
+// exchange sends another peer the states that this peer did not send before it was confirmed. The other peer passes
+// them on. What others sent meanwhile goes to all. Later it exchanges states with peers whose packets were lost for a
+// while, since news is sent only a few times.
 func (m *Mesh) exchange(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
