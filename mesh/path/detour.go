@@ -33,11 +33,17 @@ type detour struct {
 
 const (
 	tryFor      = 5 * time.Second
-	detourFor   = 45 * time.Second // a way is kept so long after its last use
-	maxDetours  = 2                // per peer, at once; and as many that a relay asks for
-	vainFor     = 2 * passiveKeepalive
-	maxWays     = 512         // of a host
-	maxAskedFor = maxWays / 2 // if peers ask for them
+	secondAfter = time.Second
+	// minSoughtGap and maxSoughtGap bound the time between two searches for relays to a peer that gossip does not reach.
+	// It may just join, like the relays: then the first one tried does not reach it yet.
+	minSoughtGap = quietGap * 3 / 4
+	maxSoughtGap = 15 * time.Minute
+	detourFor    = 45 * time.Second // a way is kept so long after its last use
+	maxDetours   = 2                // per peer, at once; and as many that a relay asks for
+	vainFor      = 2 * passiveKeepalive
+	avoidFor     = 20 * time.Second // a relay that did not help
+	maxWays      = 512              // of a host
+	maxAskedFor  = maxWays / 2      // if peers ask for them
 )
 
 // Ways returns all ways over relays.
@@ -65,7 +71,7 @@ func (p *Prober) Ways() (out []Way) {
 // others if nobody confirms them.
 func (p *Prober) Restore(now time.Time, ways []Way, pairs []Pair) {
 	for _, w := range ways[:min(len(ways), maxWays)] {
-		if w.Used && w.To.IsValid() && w.Own.IsValid() && w.Own.Addr().Is4() == w.To.Addr().Is4() && w.Relays.len() > 0 && p.peers[w.Peer] == nil {
+		if w.Used && w.To.IsValid() && w.Own.IsValid() && w.Relays.len() > 0 && p.peers[w.Peer] == nil {
 			p.restored[w.Peer] = w
 		}
 	}
@@ -99,6 +105,84 @@ func (r *remote) resume(now time.Time) {
 
 func newDetour(now time.Time, over Relays, to netip.AddrPort, port uint16) *address {
 	return &address{to: to, detour: &detour{registration: registration{port: port, next: now}, relays: over, until: now.Add(detourFor), made: now}}
+}
+
+// seek finds relays for a path in doubt.
+func (r *remote) seek(now time.Time) {
+	doubt := 2
+	if r.current != nil {
+		doubt = r.current.doubtful()
+	}
+	if r.underLoad && r.needsAnswer {
+		doubt-- // a question was lost, and so is traffic
+	}
+	if r.prober.cfg.Relays == nil || r.rounds < doubt || r.Quiet && now.Sub(r.soughtAt) < r.soughtGap {
+		return
+	}
+	if r.soughtAt = now; r.Quiet { // it is dead, or behind NAT
+		r.soughtGap = min(max(2*r.soughtGap, minSoughtGap), maxSoughtGap)
+	}
+	for _, a := range r.detours() { // a relay may have started anew
+		a.detour.hurry(now)
+	}
+	// A second relay is tried a moment later: in a large outage the relays have no room for twice as many ways.
+	young := func(d *detour) bool { return now.Sub(d.made) < secondAfter }
+	for r.count(func(d *detour) bool { return !d.invited }) < maxDetours && r.count(young) == 0 {
+		over, ok := r.untried(now)
+		if !ok || !r.over(now, over, false) {
+			return
+		}
+	}
+}
+
+// untried returns relays that were not tried lately, and that are not behind NAT, if there are any. If it has tried all, a
+// quiet peer's are tried again.
+func (r *remote) untried(now time.Time) (Relays, bool) {
+	spans := []time.Duration{r.avoids()}
+	if r.Quiet {
+		spans = append(spans, avoidFor)
+	}
+	for _, span := range spans {
+		for _, which := range []func(peer.ID) bool{r.prober.open, r.prober.relays} {
+			if over, ok := r.notSince(now, span, which); ok {
+				return over, true
+			}
+		}
+	}
+	return Relays{}, false
+}
+
+// avoids returns for how long a relay that did not help is avoided: for a quiet peer, until others were tried as well.
+func (r *remote) avoids() time.Duration {
+	if r.Quiet {
+		return max(avoidFor, 3*r.soughtGap)
+	}
+	return avoidFor
+}
+
+// notSince returns relays that have not failed within a time: those that are chosen, or else others. This host reaches the
+// first one as it should.
+func (r *remote) notSince(now time.Time, span time.Duration, first func(peer.ID) bool) (Relays, bool) {
+	fresh := func(over Relays) bool {
+		tried := slices.ContainsFunc(r.detours(), func(a *address) bool { return a.detour.relays == over })
+		return !tried && now.Sub(r.avoided[over]) >= span
+	}
+	over, ok := relaysOf(r.prober.cfg.Relays(r.ID, nil))
+	if ok && fresh(over) && first(over.first()) {
+		return over, true
+	}
+	over, ok = relaysOf(r.prober.cfg.Relays(r.ID, func(id peer.ID) bool { return !fresh(Relays{id}) || !first(id) }))
+	return over, ok && fresh(over)
+}
+
+// open reports whether this host reaches a peer at an address of its record. Otherwise the peer is behind NAT, which may
+// drop what comes from another port of this host.
+func (p *Prober) open(id peer.ID) bool { return p.relays(id) && p.peers[id].current.learned.IsZero() }
+
+// relays reports whether this host reaches a peer directly, so that it may be a relay.
+func (p *Prober) relays(id peer.ID) bool {
+	r := p.peers[id]
+	return r != nil && r.path.State == Direct && r.capable && r.current != nil && r.current.detour == nil
 }
 
 func (r *remote) count(which func(*detour) bool) (n int) {
@@ -147,10 +231,8 @@ func (r *remote) over(now time.Time, over Relays, invited bool) bool {
 	if !ok {
 		return false
 	}
-	other := p.prefersOther(over.first())
-	to, _, _ := p.reaches(over.first(), other)
-	a := newDetour(now, over, to, port)
-	a.detour.invited, a.detour.other = invited, other
+	a := newDetour(now, over, p.peers[over.first()].current.to, port)
+	a.detour.invited = invited
 	r.addrs = append(r.addrs, a)
 	p.version++
 	return true
@@ -186,9 +268,6 @@ func (r *remote) tend(now time.Time, out []Send) []Send {
 			continue
 		}
 		s, ok := p.register(now, &d.registration, d.relays.first(), &a.to, route{origin: p.cfg.Self, target: r.ID, others: d.relays.rest(), ahead: d.relays.len() - 1})
-		if a.own.Is4() != a.to.Addr().Is4() {
-			a.own = netip.Addr{} // until the relay answers, it is not known which one is used now
-		}
 		if ok {
 			out = append(out, s)
 		}
@@ -254,16 +333,11 @@ func (r *remote) registered(now time.Time, arrived Arrival, relay *remote, m mes
 	if d := a.detour; d.proven && a.answered.IsZero() && d.tryUntil.IsZero() {
 		d.tryNext, d.tryUntil = now, now.Add(tryFor)
 	}
-	r.arrived(a, arrived.To.Addr())
-	r.prober.wake(r)
-}
-
-// arrived notes at which address of this host something came from an address of the peer.
-func (r *remote) arrived(a *address, own netip.Addr) {
-	if a.own != own && a.detour != nil { // the rules send from there
+	if own := arrived.To.Addr(); a.own != own {
+		a.own = own
 		r.prober.version++
 	}
-	a.own = own
+	r.prober.wake(r)
 }
 
 // source returns the address from which a probe came, as a candidate. Nil: it came by a way that is not known any more.

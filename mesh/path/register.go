@@ -85,15 +85,12 @@ type registration struct {
 	next    time.Time // when it is sent next
 	asked   uint64    // the number of the last one; 0: it was answered
 	tries   int       // without an answer
-	ignored int       // how many of them got no answer, like questions to this address, from a relay that answers elsewhere
 	cookie  uint32    // proves to the relay that this host receives at its address
 	invited bool      // another host asked for it
 	proven  bool      // the relay has accepted the cookie
-	// A relay cannot turn IPv4 into IPv6: both hosts must use the same family. turn means that this host should use its
-	// other one, and other that it tries the one that it would not have chosen. Until alone, the relay counts as one that
-	// answers by one only.
-	turn, other bool
-	alone       time.Time
+	// A relay cannot turn IPv4 into IPv6: both hosts must use the same family. other means that this host uses the one
+	// that it would not have chosen, and alone that the relay answers by one only.
+	other, alone bool
 }
 
 // quickTries is how often a registration is repeated quickly, before it is given more time. maxTries is how often it
@@ -110,65 +107,23 @@ func (g *registration) hurry(now time.Time) {
 	}
 }
 
-// destination returns where the next registration goes, and whether the relay has an address of the other family. It stays at
-// the last address while the relay answers there, though a nearer one may be known, and while the relay answers nowhere:
-// it forwards what comes from where this host has registered, also without its agent.
-func (p *Prober) destination(now time.Time, g *registration, with *remote, last netip.AddrPort) (to netip.AddrPort, both bool) {
-	unanswered := g.tries > quickTries/2
-	if unanswered {
-		p.compare(g, with, last)
-	}
-	moves := g.ignored > 1 || with.find(last) == nil && (g.tries > 0 || !last.IsValid())
-	switch first, _, ok := p.reaches(with.ID, false); {
-	case g.turn && ok:
-		g.turn, g.other, moves = false, first.Addr().Is4() == last.Addr().Is4(), true
-	case unanswered && g.other:
-		g.other, g.alone, moves = false, now.Add(othersEvery), true
-	}
-	to, both, ok := p.reaches(with.ID, g.other)
-	if !ok || !moves {
-		to = last
-	}
-	return to, both
-}
-
-// compare finds out why a registration gets no answer: the relay is silent, or it is not reached at that address.
-func (p *Prober) compare(g *registration, with *remote, last netip.AddrPort) {
-	if with.current == nil {
-		return
-	}
-	at := with.find(last)
-	since := func(a *address) bool { return a != nil && !a.answered.Before(g.last) }
-	if since(with.current) && !since(at) {
-		g.ignored++
-	}
-	if g.tries > quickTries/2+1 && g.tries <= quickTries { // a busy relay gets few questions
-		return
-	}
-	with.current.check = true
-	if at != nil {
-		at.check = true
-	}
-	p.wake(with)
-}
-
 // register returns a registration to send. at is the address of the last one.
 func (p *Prober) register(now time.Time, g *registration, relay peer.ID, at *netip.AddrPort, r route) (Send, bool) {
 	g.next = now.Add(min(gapMin<<min(max(g.tries-quickTries, 0), maxTries), downGap)) // the rules that let the answer in may take a moment
-	with := p.peers[relay]
-	if with == nil {
-		return Send{}, false
+	if g.tries > quickTries/2 && g.other {
+		g.other, g.alone = false, true
 	}
-	to, both := p.destination(now, g, with, *at)
-	if to != *at {
-		*at, g.proven = to, false
+	to, both, ok := p.reaches(relay, g.other)
+	if ok && to != *at {
+		*at = to
 		p.version++
 	}
-	if !at.IsValid() {
+	with := p.peers[relay]
+	if with == nil || !at.IsValid() {
 		return Send{}, false
 	}
 	m := message{kind: register, id: p.newID(), stamp: p.stamp(now), route: r, cookie: g.cookie}
-	if both && !now.Before(g.alone) {
+	if both && !g.alone {
 		m.flags |= flagBoth
 	}
 	if g.invited {
@@ -184,15 +139,15 @@ func (g *registration) took(now time.Time, m message) (ok, refused bool) {
 	if m.id == 0 || g.asked != m.id {
 		return false, false
 	}
-	g.asked, g.tries, g.ignored = 0, 0, 0
+	g.asked, g.tries = 0, 0
 	if m.flags&flagRefused != 0 {
 		return false, true
 	}
 	switch g.proven = g.cookie == m.cookie; {
-	case m.flags&flagBoth != 0 && !now.Before(g.alone):
-		g.turn, g.next = true, now
+	case m.flags&flagBoth != 0 && !g.alone:
+		g.other, g.next = !g.other, now
 	case g.proven:
-		g.other, g.next = false, now.Add(registerEvery) // it stays there, see destination
+		g.next = now.Add(registerEvery)
 	default:
 		g.cookie, g.next = m.cookie, now
 	}
@@ -241,32 +196,11 @@ func (p *Prober) reaches(id peer.ID, other bool) (to netip.AddrPort, both, ok bo
 		return to, false, false
 	}
 	to = r.current.to
-	a := r.otherFamily()
-	if a != nil && other {
-		to = a.to
+	i := slices.IndexFunc(r.addrs, func(a *address) bool { return a.detour == nil && a.to.Addr().Is4() != to.Addr().Is4() })
+	if i >= 0 && other {
+		to = r.addrs[i].to
 	}
-	return to, a != nil, true
-}
-
-// otherFamily returns the address of the other family than the one in use that answered last; nil: there is none.
-func (r *remote) otherFamily() (last *address) {
-	for _, a := range r.addrs {
-		if a.detour == nil && a.to.Addr().Is4() != r.current.to.Addr().Is4() && (last == nil || a.answered.After(last.answered)) {
-			last = a
-		}
-	}
-	return last
-}
-
-// prefersOther reports whether registrations with a relay should begin at its other family: IPv4, if it has answered there.
-// Otherwise both ends of a way often begin at different families, since these are about as near.
-func (p *Prober) prefersOther(relay peer.ID) bool {
-	r := p.peers[relay]
-	if r == nil || r.current == nil || r.current.to.Addr().Is4() {
-		return false
-	}
-	a := r.otherFamily()
-	return a != nil && !a.answered.IsZero() && r.current.answered.Sub(a.answered) < 2*othersEvery
+	return to, i >= 0, true
 }
 
 // cookie proves that a host receives what is sent to an address. Nothing needs to be stored for it.

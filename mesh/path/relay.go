@@ -184,7 +184,7 @@ func (p *Prober) accept(now time.Time, of legOf, m message, to Leg, after []peer
 	if len(after) > 0 && less(m.origin, m.target) {
 		if l.on == nil {
 			if port, ok := p.freePort(m.target, next, maxAskedFor); ok {
-				l.on = &registration{port: port, next: now, invited: true, other: p.prefersOther(next)}
+				l.on = &registration{port: port, next: now, invited: true}
 			}
 		}
 		l.onRoute = on

@@ -294,8 +294,7 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 		r.sentSince = time.Time{}
 	}
 	a := q.addr
-	a.answered = now
-	r.arrived(a, arrived.To.Addr())
+	a.answered, a.own = now, arrived.To.Addr()
 	a.streak++
 	if q.size != 0 {
 		if arrived.Size >= q.size && a == r.current {
