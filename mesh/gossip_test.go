@@ -2,7 +2,6 @@ package mesh
 
 import (
 	"net"
-	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,9 +24,7 @@ func TestNewsThatComesDuringTheStartReachesAll(t *testing.T) {
 	for _, returning := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			s := &cluster{t, meshtest.New(1)}
-			s.net.Partition(func(a, b netip.Addr) bool {
-				return a == address(2).Addr() && b == address(3).Addr() || a == address(3).Addr() && b == address(2).Addr()
-			})
+			s.apart(2, 3)
 			disk := &meshtest.Disk{}
 			if returning {
 				h1, h4 := s.start(1, disk, nil), s.start(4, nil, []string{"192.0.2.1"})

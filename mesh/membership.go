@@ -38,7 +38,7 @@ func (m *Mesh) Expel(id peer.ID) {
 		m.forget(id)
 	}
 	m.mu.Unlock()
-	if isClosed(m.listening) {
+	if m.outgoing.listens() {
 		m.transport.Expel(id)
 		for _, n := range m.members.of(id) {
 			m.verified.forget(n.Name)

@@ -113,8 +113,7 @@ type Mesh struct {
 	queue     *memberlist.TransmitLimitedQueue
 	outgoing  outgoing
 	inbox     chan []byte
-	queued    atomic.Int64  // bytes of large messages in inbox
-	listening chan struct{} // closed once transport is set
+	queued    atomic.Int64 // bytes of large messages in inbox
 	started   chan struct{}
 	replicas  map[string]Replica
 	handlers  map[string]Handler
@@ -172,7 +171,6 @@ func New(cfg Config) (*Mesh, error) {
 		self:       self,
 		name:       nodeName(self, time.Now()),
 		inbox:      make(chan []byte, 1024),
-		listening:  make(chan struct{}),
 		started:    make(chan struct{}),
 		replicas:   map[string]Replica{},
 		handlers:   map[string]Handler{},
@@ -259,7 +257,6 @@ func (m *Mesh) Run(ctx context.Context) error {
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: m.reachableCount}
 	if m.transport, err = m.newTransport(ctx, conf); err == nil {
 		m.outgoing.listen()
-		close(m.listening)
 		conf.Transport = m.transport
 		if m.list, err = memberlist.Create(conf); err != nil {
 			_ = m.transport.Shutdown()
@@ -300,12 +297,8 @@ func (m *Mesh) Run(ctx context.Context) error {
 
 // running reports whether memberlist has started.
 func (m *Mesh) running() bool {
-	return isClosed(m.started)
-}
-
-func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-c:
+	case <-m.started:
 		return true
 	default:
 		return false

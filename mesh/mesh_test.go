@@ -96,6 +96,12 @@ func (s *cluster) start(i int, disk *meshtest.Disk, targets []string, options ..
 	return s.startWith(nil, i, disk, targets, options...)
 }
 
+// apart drops what two hosts send to each other.
+func (s *cluster) apart(i, j int) {
+	x, y := address(i).Addr(), address(j).Addr()
+	s.net.Partition(func(a, b netip.Addr) bool { return a == x && b == y || a == y && b == x })
+}
+
 // startWith starts a peer with additional replicas.
 func (s *cluster) startWith(more []Replica, i int, disk *meshtest.Disk, targets []string, options ...option) *host {
 	s.t.Helper()

@@ -4,7 +4,7 @@ import "sync"
 
 // outgoing holds deltas from the time when gossip listens until this host may send. Another host can join
 // this one before memberlist.Create has returned, or before it is certain that no other host has this
-// identity. A delta that comes meanwhile reaches the other hosts later: nobody else may have it. outgoing is
+// identity. A delta that comes meanwhile reaches the other hosts later: perhaps only this host has it. outgoing is
 // safe for concurrent use.
 type outgoing struct {
 	mu     sync.Mutex
@@ -21,11 +21,18 @@ const (
 	sending
 )
 
-// listen begins to hold deltas.
+// listen begins to hold deltas. The transport has been set.
 func (o *outgoing) listen() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.stage = holding
+}
+
+// listens reports whether gossip listens, so that there is a transport.
+func (o *outgoing) listens() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.stage != silent
 }
 
 // send ends the holding, and returns the deltas that were held, in their order.

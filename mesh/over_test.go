@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,9 +21,7 @@ func TestRequestsGoOverAnotherMember(t *testing.T) {
 				c.NoRelay = refuses
 				c.Relays = func(peer.ID) []peer.ID { return []peer.ID{idOf(1)} }
 			}
-			s.net.Partition(func(a, b netip.Addr) bool {
-				return a == address(2).Addr() && b == address(3).Addr() || a == address(3).Addr() && b == address(2).Addr()
-			})
+			s.apart(2, 3)
 			h1 := s.start(1, nil, nil, over)
 			h2, h3 := s.start(2, nil, []string{"192.0.2.1"}, over), s.start(3, nil, []string{"192.0.2.1"}, over)
 			knows := func() bool { return record(h2, h3).Identity != nil && record(h3, h2).Identity != nil }

@@ -10,8 +10,8 @@ import (
 )
 
 // keysPerHost is how many X25519 keys per second a machine must make for each host that starts in a crowd. A machine that
-// makes 36,000 carried 12 hosts, half of them behind NAT, in 5 of 5 runs, but 16 hosts only in 3 of 6: its processors were
-// never idle. With 49,000, 16 hosts took 35 s longer than their launch, 12 took 4 to 13 s.
+// makes 36,000 carried 12 hosts, half of them behind NAT, in 4 of 4 runs of TestHalfOfManyHostsAreBehindNAT, all settled 4
+// to 13 s after the last launch, but 16 hosts only in 3 of 6: its processors were never idle. With 49,000, 16 hosts took 35 s.
 const keysPerHost = 4000
 
 // Crowd returns the first of some numbers of hosts that this machine carries, or else the last one. All hosts of a lab
