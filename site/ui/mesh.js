@@ -3,7 +3,7 @@ import { h } from './dom.js';
 import { count, number, percent, rate, roundTrip } from './format.js';
 import { curve, label, place, radius, strokeWidth, through } from './layout.js';
 import { condition, nameOf, sentence, shown, stateOf } from './model.js';
-import { badge, choice, empty, iconButton, searchField, table } from './parts.js';
+import { badge, choice, empty, iconButton, memo, searchField, table, versions } from './parts.js';
 import { allLinks, panel } from './panel.js';
 
 export const title = 'Mesh';
@@ -45,24 +45,46 @@ export const stateBadge = (name) => badge(stateOf(name).kind, stateOf(name).text
 
 const found = (s, host) => host && `${host.nickname} ${host.peer} ${(host.underlay ?? []).join(' ')} ${(host.node ?? []).join(' ')}`.toLowerCase().includes(s.meshQuery.toLowerCase().trim());
 
+const linksVersion = versions(), hostsVersion = versions();
+
 function graph(s) {
 	const { width, height } = s.size.mesh, m = s.model, n = m.hosts.length;
-	const points = new Map(place(n, width, height - 30).map((p, i) => [m.hosts[i].peer, p]));
-	const middle = { x: width / 2, y: height / 2 };
 	const links = drawn(s);
-	const few = links.length <= 15;
-	const focused = s.cursor && m.byId.has(s.cursor) ? s.cursor : m.hosts[0]?.peer;
 	return h('section', { class: 'graph card', 'aria-label': 'Graph of hosts and tunnels', 'data-key': 'graph' },
 		h('div', { class: 'canvas', 'data-size': 'mesh' },
 			h('svg:svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'group', 'aria-label': 'Hosts: the arrow keys move, Enter opens one. The table has all tunnels.', 'data-keys': 'meshKeys', 'data-wheel': 'meshWheel', 'data-drag': 'meshDrag', class: `${n > 28 ? 'many' : 'few'}${s.selected ? ' picked' : ''}` },
 				h('svg:g', { id: 'zoomed', transform: transform(s.zoom) },
-					h('svg:g', { class: 'links', 'aria-hidden': 'true' }, links.map((l) => drawLink(s, l, points, middle, links.length, n))),
-					h('svg:g', { class: 'labels', 'aria-hidden': 'true' }, links.filter((l) => few || l.id === s.selected?.link).map((l) => drawLabel(s, l, points, middle))),
-					h('svg:g', { class: 'hosts' }, m.hosts.map((host) => drawHost(s, host, points.get(host.peer), n, host.peer === focused, middle))))),
+					memo('svg:g', { class: 'links', 'data-key': 'mesh links', 'aria-hidden': 'true' }, linksVersion(m, links, s.size.mesh, s.selected), () => drawLinks(s, links)),
+					memo('svg:g', { class: 'hosts', 'data-key': 'mesh hosts' }, hostsVersion(m, s.size.mesh, s.selected, s.meshQuery, s.cursor, large(s)), () => drawHosts(s)))),
 			h('div', { class: 'zoombuttons' }, iconButton('plus', 'Larger', 'meshZoom', '1.3'), iconButton('minus', 'Smaller', 'meshZoom', '0.77'), iconButton('fit', 'Whole mesh', 'meshFit'))),
 		h('div', { class: 'legend' }, h('ul', { 'aria-label': 'Lines' }, legend.map(([kind, text]) => h('li', {}, h('svg:svg', { width: 34, height: 12, 'aria-hidden': 'true' }, h('svg:path', { d: 'M1 6H33', class: `link ${kind}`, 'stroke-width': 2.5 }), kind === 'bad' ? h('svg:path', { d: 'M13.5 2.5l7 7m0-7l-7 7', class: 'cross' }) : null), text))),
 			h('span', { class: 'quiet' }, m.totals.tunnels > links.length ? `${number(links.length)} of ${count(m.totals.tunnels, 'tunnel')}: faults, the busiest, and those of the selected host` : 'wider: more traffic')));
 }
+
+function drawLinks(s, links) {
+	const points = placed(s), middle = middleOf(s), n = s.model.hosts.length, few = links.length <= 15;
+	return [
+		h('svg:g', {}, links.map((l) => drawLink(s, l, points, middle, links.length, n))),
+		h('svg:g', {}, links.filter((l) => few || l.id === s.selected?.link).map((l) => drawLabel(s, l, points, middle))),
+	];
+}
+
+function drawHosts(s) {
+	const { hosts, byId } = s.model, points = placed(s), middle = middleOf(s);
+	const focused = s.cursor && byId.has(s.cursor) ? s.cursor : hosts[0]?.peer;
+	return hosts.map((host) => drawHost(s, host, points.get(host.peer), hosts.length, host.peer === focused, middle));
+}
+
+// placed has the point of each host in the picture.
+function placed(s) {
+	const { hosts } = s.model, { width, height } = s.size.mesh;
+	return new Map(place(hosts.length, width, height - 30).map((p, i) => [hosts[i].peer, p]));
+}
+
+const middleOf = (s) => ({ x: s.size.mesh.width / 2, y: s.size.mesh.height / 2 });
+
+// large says whether hosts lie so far apart that each has room for its name.
+const large = (s) => s.zoom.k >= 2;
 
 let last = {};
 
@@ -123,7 +145,7 @@ function drawLabel(s, l, points, middle) {
 function drawHost(s, host, p, n, focused, middle) {
 	const above = p.y < middle.y - 40;
 	const c = condition(host), r = radius(n), on = s.selected?.host === host.peer, hit = s.meshQuery && found(s, host);
-	const named = n <= 60 || s.zoom.k >= 2 || on || hit || s.cursor === host.peer || (c.kind === 'bad' && n <= 200);
+	const named = n <= 60 || large(s) || on || hit || s.cursor === host.peer || (c.kind === 'bad' && n <= 200);
 	const text = `${host.nickname}${host.self ? ', the host of this page' : ''}: ${c.text}, ${count(host.endpoints ?? 0, 'endpoint')}, ${count(host.direct ?? 0, 'direct tunnel')}`;
 	return h('svg:g', {
 		class: `host ${c.kind}${on ? ' on' : ''}${hit ? ' hit' : ''}${s.meshQuery && !hit ? ' miss' : ''}${host.self ? ' self' : ''}`, 'data-key': host.peer, role: 'button', tabindex: focused ? '0' : '-1',

@@ -2,7 +2,7 @@
 import { h } from './dom.js';
 import { bytes, count, number, percent, rate, roundTrip } from './format.js';
 import { condition, join, linkId, nameOf, stateOf } from './model.js';
-import { badge, empty, fact, hostLink, iconButton } from './parts.js';
+import { badge, empty, fact, hostLink, iconButton, memo, versions } from './parts.js';
 import { problem, rank } from './health.js';
 import { stateBadge } from './mesh.js';
 
@@ -45,13 +45,17 @@ function overview(s) {
 		fact('Dropped', `${count(t.dropped, 'packet')} by policies`));
 }
 
+const listVersion = versions();
+
 function hostList(s) {
 	const q = s.meshQuery.toLowerCase().trim();
 	const hosts = s.model.hosts.filter((x) => `${x.nickname} ${x.peer} ${(x.underlay ?? []).join(' ')}`.toLowerCase().includes(q));
 	if (hosts.length === 0) return empty('No host matches.');
 	hosts.sort((a, b) => rank[condition(a).kind] - rank[condition(b).kind]); // the order of names stays within one rank
-	return h('ul', { class: 'hostlist' }, hosts.slice(0, 200).map((x) => h('li', { 'data-key': x.peer }, hostLink(x.peer, x.nickname), badge(condition(x).kind, condition(x).text))),
-		hosts.length > 200 ? h('li', { class: 'quiet' }, `and ${count(hosts.length - 200, 'more host')}: search for one`) : null);
+	return memo('ul', { class: 'hostlist', 'data-key': 'host list' }, listVersion(s.model, q), () => [
+		hosts.slice(0, 200).map((x) => h('li', { 'data-key': x.peer }, hostLink(x.peer, x.nickname), badge(condition(x).kind, condition(x).text))),
+		hosts.length > 200 ? h('li', { class: 'quiet' }, `and ${count(hosts.length - 200, 'more host')}: search for one`) : null,
+	]);
 }
 
 function hostPanel(s, x) {

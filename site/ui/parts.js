@@ -56,6 +56,16 @@ export function memo(tag, attrs, version, children) {
 	return h(tag, { ...attrs, 'data-version': version }, there ? null : children());
 }
 
+// versions makes a version for memo from what the children depend on: it is another one if a part is.
+export function versions() {
+	let last = [], version = 0;
+	return (...parts) => {
+		if (parts.some((p, i) => p !== last[i])) version++;
+		last = parts;
+		return String(version);
+	};
+}
+
 const rowHeight = 40;
 
 // table shows rows of any number: only those in sight exist as elements. columns are [title, class]; cell gives the

@@ -42,6 +42,19 @@ func TestMeshSearchFindsAHost(t *testing.T) {
 	p.says(".panel", "No host matches.")
 }
 
+// A picture of many hosts is not made anew with each step of the wheel, but names appear where there is room for them.
+func TestNamesAppearWhenTheMeshIsLarge(t *testing.T) {
+	p := open(t, serve(t, many(100)))
+	names := `[...document.querySelectorAll('.host .name')].filter((e) => e.textContent.startsWith('node-')).length`
+	p.wait("hosts without their names", `document.querySelectorAll('.host').length === 100 && `+names+` < 50`)
+	for range 3 {
+		p.click(`[data-click="meshZoom"][aria-label="Larger"]`)
+	}
+	p.wait("names of all hosts", names+` === 100`)
+	p.click(`[data-click="meshFit"]`)
+	p.wait("hosts without their names", names+` < 50`)
+}
+
 func TestAddressesShowOwners(t *testing.T) {
 	a := three()
 	a.network.Ring.Owners[2].Reachable = false
