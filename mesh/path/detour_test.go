@@ -95,6 +95,36 @@ func TestARelayReplacesACutLink(t *testing.T) {
 }
 
 // A relay fails while it is used: another one takes over.
+// However a link under traffic is cut, both ways or in one direction, and whenever that is: a relay takes over within
+// 2 s, also if rules load slowly. If counters are read as often as mostly, there is half a second left for busy hosts.
+func TestARelayTakesOverInTime(t *testing.T) {
+	for look, limit := range map[time.Duration]time.Duration{200 * time.Millisecond: 1500 * time.Millisecond, 500 * time.Millisecond: 2 * time.Second} {
+		for name, lost := range map[string]func(from, to int) bool{
+			"both ways":     func(int, int) bool { return true },
+			"to the first":  func(_, to int) bool { return to == 0 },
+			"to the second": func(_, to int) bool { return to == 1 },
+		} {
+			var worst time.Duration
+			for phase := time.Duration(0); phase < 4*time.Second; phase += 170 * time.Millisecond {
+				cut := false
+				w := relayWorld(t, 3, &cut)
+				w.look, w.slow = look, 100*time.Millisecond
+				w.link = func(from, to netip.Addr, _ int) (bool, time.Duration) {
+					a, b := slices.Index(w.hosts, w.byAddr[from]), slices.Index(w.hosts, w.byAddr[to])
+					return !cut || a+b != 1 || !lost(a, b), 5 * time.Millisecond
+				}
+				w.run(10*time.Second + phase)
+				cut = true
+				worst = max(worst, w.until(4*time.Second, "both hosts use the relay", func() bool { return w.uses(0, 1) == 2 }))
+			}
+			t.Logf("cut %s, counters read every %v: a relay is used after %v at most", name, look, worst)
+			if worst > limit {
+				t.Errorf("cut %s, counters read every %v: a relay was used after %v, want %v at most", name, look, worst, limit)
+			}
+		}
+	}
+}
+
 func TestAnotherRelayTakesOver(t *testing.T) {
 	cut := true
 	w := relayWorld(t, 4, &cut)

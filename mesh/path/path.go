@@ -118,6 +118,7 @@ const (
 	busyEvery       = 2 * time.Second                  // the same under traffic, to measure its loss
 	patience        = idleEvery + 500*time.Millisecond // how long the peer that does not probe waits for the other one
 	unansweredAfter = 800 * time.Millisecond           // traffic without an answer for so long is an alarm
+	askAgain        = 400 * time.Millisecond           // between two questions whether traffic without an answer arrives
 	gapMin, gapMax  = 200 * time.Millisecond, time.Second
 	downGap         = 3 * time.Second  // between two rounds once a path is down
 	quietGap        = 12 * time.Second // the same for a peer that gossip does not reach either

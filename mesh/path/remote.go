@@ -29,7 +29,7 @@ type remote struct {
 	sentSince time.Time // since when traffic has no answer; zero: it has
 	inVain    time.Time // since when data was sent and none came, whatever probes say; zero: data comes
 	busy      time.Time // when much data was last seen
-	endsAt    time.Time // when received traffic counts as ended, which may be a failure; zero: there is none
+	endsAt    time.Time // when to ask whether traffic that gets no answer, or has ended, meets a failure; zero: there is none
 	stamp     int64     // of the newest probe
 	capable   bool      // it has answered a probe, so its version knows them
 	quietAt   time.Time // since when gossip does not reach it; zero: it does
@@ -190,8 +190,8 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		}
 	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():
 		r.sentSince = now
-		if now.Sub(r.path.Answered) > unansweredAfter {
-			r.endsAt = now // ask at once
+		if ask := latest(now, r.path.Answered.Add(askAgain)); r.endsAt.IsZero() || ask.Before(r.endsAt) {
+			r.endsAt = ask
 		}
 	default:
 		return false

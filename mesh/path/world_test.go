@@ -27,6 +27,7 @@ type world struct {
 	quiet bool          // gossip reaches no host
 	blind bool          // no host reads WireGuard's counters, as between two looks at rest
 	slow  time.Duration // at most so long does it take to load rules
+	look  time.Duration // between two readings of WireGuard's counters
 	// each is called after each step.
 	each func()
 }
@@ -101,7 +102,7 @@ func (w *world) loads() time.Duration {
 
 // newWorld makes n hosts with some addresses each. All links work, with a delay of 1 ms.
 func newWorld(t testing.TB, n, addrs int) *world {
-	w := &world{t: t, now: time.Unix(1_800_000_000, 0), random: rand.New(rand.NewPCG(1, 2)), byAddr: map[netip.Addr]*host{}}
+	w := &world{t: t, now: time.Unix(1_800_000_000, 0), random: rand.New(rand.NewPCG(1, 2)), byAddr: map[netip.Addr]*host{}, look: 250 * time.Millisecond}
 	w.link = func(netip.Addr, netip.Addr, int) (bool, time.Duration) { return true, time.Millisecond }
 	for i := range n {
 		h := &host{traffic: map[peer.ID]*Traffic{}, busy: map[peer.ID]bool{}}
@@ -219,10 +220,10 @@ func (h *host) forwards(a Arrival) (Leg, bool) {
 // run lets time pass.
 func (w *world) run(d time.Duration) {
 	end := w.now.Add(d)
-	const step = 250 * time.Millisecond
-	observe := w.now.Truncate(step).Add(step)
+	const step = 50 * time.Millisecond // between two packets
+	data, observe := w.now.Truncate(step).Add(step), w.now.Truncate(w.look).Add(w.look)
 	for {
-		next := observe
+		next := minTime(data, observe)
 		if len(w.flights) > 0 {
 			next = minTime(next, w.flights[0].at)
 		}
@@ -248,9 +249,13 @@ func (w *world) run(d time.Duration) {
 			}
 			f.to.next = f.to.Next()
 		}
-		if !w.now.Before(observe) {
+		if !w.now.Before(data) {
 			w.traffic()
-			observe = observe.Add(step)
+			data = data.Add(step)
+		}
+		if !w.now.Before(observe) {
+			w.observe()
+			observe = observe.Add(w.look)
 		}
 		for _, h := range w.hosts {
 			if h.next.After(w.now) {
@@ -298,6 +303,10 @@ func (w *world) traffic() {
 			}
 		}
 	}
+}
+
+// observe lets all hosts read WireGuard's counters.
+func (w *world) observe() {
 	for _, h := range w.hosts {
 		if len(h.traffic) > 0 && !h.mute && !w.blind {
 			h.Observe(w.now, func(id peer.ID) (Traffic, bool) {

@@ -3,7 +3,7 @@
 // probes of the network, and WireGuard's counters.
 //
 // A Measure owns the state machine. It publishes the paths whenever a state, an endpoint or an MTU
-// changes. It reads WireGuard's counters twice a second while data passes the tunnel device, and every
+// changes. It reads WireGuard's counters up to five times a second while data passes the tunnel device, and every
 // ten seconds otherwise. It is safe for concurrent use, and changes nothing on the host.
 package measure
 
@@ -32,8 +32,13 @@ import (
 )
 
 const (
-	// lookBusy and lookIdle are how often WireGuard's counters are read.
-	lookBusy, lookIdle = 500 * time.Millisecond, 10 * time.Second
+	// lookBusy and lookIdle are how often WireGuard's counters are read while data passes, and at rest.
+	lookBusy, lookIdle = 200 * time.Millisecond, 10 * time.Second
+	// The counters of many peers take longer: to read them takes at most one lookShare of the time. Every lookSlow they are
+	// read in any case, or a cut would be noticed late.
+	lookShare, lookSlow = 15, 500 * time.Millisecond
+	// rateOver is over how long rates are averaged at least.
+	rateOver = 500 * time.Millisecond
 	// idleStep is how often the counters of the tunnel device are read while no data passes it.
 	idleStep = time.Second
 	// together is for how long changes are collected, since many paths change at once when an agent starts.
@@ -161,7 +166,7 @@ func (m *Measure) serve(ctx context.Context, conn Conn) error {
 func (m *Measure) loop(ctx context.Context, conn Conn) {
 	var looked, listed, saved time.Time
 	var bytes uint64
-	step := lookBusy
+	step := idleStep
 	_, hosted := m.cfg.Host.Read()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -181,12 +186,12 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 			hosted = version
 			n, err := m.cfg.Bytes()
 			step = idleStep
-			if err == nil && n != bytes {
-				step = lookBusy
-			}
-			if step == lookBusy || now.Sub(looked) >= lookIdle {
+			if busy := err == nil && n != bytes; busy || now.Sub(looked) >= lookIdle {
 				bytes, looked = n, now
-				m.look(now)
+				took := m.look(now)
+				if busy {
+					step = min(max(lookShare*took, lookBusy), lookSlow)
+				}
 			}
 		}
 		next := m.ask(conn, now)
@@ -248,11 +253,13 @@ func (m *Measure) key(public [32]byte) (path.Key, error) {
 	return path.NewKey(shared, [32]byte(m.private.PublicKey().Bytes()), public)
 }
 
-// look gives the state machine WireGuard's counters.
-func (m *Measure) look(now time.Time) {
+// look gives the state machine WireGuard's counters, and returns how long it took to read them.
+func (m *Measure) look(now time.Time) (took time.Duration) {
+	start := time.Now()
 	seen, err := m.cfg.Observe()
+	took = time.Since(start)
 	if err != nil {
-		return // there is no device yet, which the status reports
+		return took // there is no device yet, which the status reports
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -270,10 +277,14 @@ func (m *Measure) look(now time.Time) {
 		return t, ok
 	})
 	m.publish(now)
+	return took
 }
 
 // next returns the rate after another look at the counters.
 func (r rate) next(now time.Time, p wg.Peer) rate {
+	if !r.at.IsZero() && now.Sub(r.at) < rateOver && p.Received >= r.received && p.Sent >= r.sent {
+		return r
+	}
 	out := rate{at: now, received: p.Received, sent: p.Sent}
 	if since := now.Sub(r.at).Seconds(); !r.at.IsZero() && since > 0 && p.Received >= r.received && p.Sent >= r.sent {
 		out.receivedRate, out.sentRate = float64(p.Received-r.received)/since, float64(p.Sent-r.sent)/since
