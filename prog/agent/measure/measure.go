@@ -37,8 +37,6 @@ const (
 	// The counters of many peers take longer: to read them takes at most one lookShare of the time. Every lookSlow they are
 	// read in any case, or a cut would be noticed late.
 	lookShare, lookSlow = 15, 500 * time.Millisecond
-	// rateOver is over how long rates are averaged at least.
-	rateOver = 500 * time.Millisecond
 	// idleStep is how often the counters of the tunnel device are read while no data passes it.
 	idleStep = time.Second
 	// together is for how long changes are collected, since many paths change at once when an agent starts.
@@ -104,13 +102,6 @@ type Measure struct {
 	wakeAt    time.Time     // when the loop will ask again
 	changed   chan struct{} // wakes the loop before that, or to publish what receive left
 	rates     map[peer.ID]rate
-}
-
-// rate is how much data passes a tunnel.
-type rate struct {
-	at                     time.Time
-	received, sent         int64   // bytes at that time
-	receivedRate, sentRate float64 // bytes per second
 }
 
 // New makes a Measure; Run starts it.
@@ -280,18 +271,6 @@ func (m *Measure) look(now time.Time) (took time.Duration) {
 	return took
 }
 
-// next returns the rate after another look at the counters.
-func (r rate) next(now time.Time, p wg.Peer) rate {
-	if !r.at.IsZero() && now.Sub(r.at) < rateOver && p.Received >= r.received && p.Sent >= r.sent {
-		return r
-	}
-	out := rate{at: now, received: p.Received, sent: p.Sent}
-	if since := now.Sub(r.at).Seconds(); !r.at.IsZero() && since > 0 && p.Received >= r.received && p.Sent >= r.sent {
-		out.receivedRate, out.sentRate = float64(p.Received-r.received)/since, float64(p.Sent-r.sent)/since
-	}
-	return out
-}
-
 // ask sends what is due, and returns when more is.
 func (m *Measure) ask(conn Conn, now time.Time) time.Time {
 	m.mu.Lock()
@@ -373,14 +352,6 @@ func (m *Measure) Path(id peer.ID) (path.Path, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.prober.Path(id)
-}
-
-// Rates returns how many bytes per second pass the tunnel to a peer.
-func (m *Measure) Rates(id peer.ID) (received, sent float64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r := m.rates[id]
-	return r.receivedRate, r.sentRate
 }
 
 // Best returns the address of a peer whose tunnel works; invalid if none does.
