@@ -94,7 +94,6 @@ func TestARelayReplacesACutLink(t *testing.T) {
 	}
 }
 
-// A relay fails while it is used: another one takes over.
 // However a link under traffic is cut, both ways or in one direction, and whenever that is: a relay takes over within
 // 2 s, also if rules load slowly. If counters are read as often as mostly, there is half a second left for busy hosts.
 func TestARelayTakesOverInTime(t *testing.T) {
@@ -125,6 +124,7 @@ func TestARelayTakesOverInTime(t *testing.T) {
 	}
 }
 
+// A relay fails while it is used: another one takes over.
 func TestAnotherRelayTakesOver(t *testing.T) {
 	cut := true
 	w := relayWorld(t, 4, &cut)

@@ -50,8 +50,8 @@ func (r *remote) due(now time.Time, out []Send) []Send {
 	if !r.alarm.IsZero() && !now.Before(r.next) {
 		out = r.round(now, out)
 	}
-	if !r.endsAt.IsZero() && !now.Before(r.endsAt) {
-		r.endsAt = time.Time{}
+	if !r.askAt.IsZero() && !now.Before(r.askAt) {
+		r.askAt = time.Time{}
 		if r.alarm.IsZero() && r.current != nil {
 			out = r.ask(now, out, r.current, 0)
 		}
@@ -268,7 +268,7 @@ func (r *remote) nextAt() time.Time {
 	if !r.sentSince.IsZero() && (r.alarm.IsZero() || !r.underLoad) {
 		take(r.sentSince.Add(unansweredAfter))
 	}
-	take(r.endsAt)
+	take(r.askAt)
 	if r.path.Left.IsValid() {
 		take(r.switched.Add(lateFor))
 	}

@@ -29,7 +29,7 @@ type remote struct {
 	sentSince time.Time // since when traffic has no answer; zero: it has
 	inVain    time.Time // since when data was sent and none came, whatever probes say; zero: data comes
 	busy      time.Time // when much data was last seen
-	endsAt    time.Time // when to ask whether traffic that gets no answer, or has ended, meets a failure; zero: there is none
+	askAt     time.Time // when to ask whether the path has failed, since traffic gets no answer or has ended; zero: no need
 	stamp     int64     // of the newest probe
 	capable   bool      // it has answered a probe, so its version knows them
 	quietAt   time.Time // since when gossip does not reach it; zero: it does
@@ -164,7 +164,7 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 			r.current = r.learn(now, t.Endpoint) // an earlier agent chose it
 		}
 		if t.Received > burst {
-			r.endsAt = now.Add(unansweredAfter)
+			r.askAt = now.Add(unansweredAfter)
 		}
 		return true
 	}
@@ -175,7 +175,7 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 	case t.Received > last.Received:
 		r.path.Received, r.came, r.sentSince, r.inVain = now, since, time.Time{}, time.Time{}
 		if t.Received > last.Received+burst {
-			r.endsAt = now.Add(unansweredAfter)
+			r.askAt = now.Add(unansweredAfter)
 		}
 		r.roamed(now, t.Endpoint)
 		if r.alarm.IsZero() || !r.came.After(r.alarm) {
@@ -190,8 +190,8 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		}
 	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():
 		r.sentSince = now
-		if ask := latest(now, r.path.Answered.Add(askAgain)); r.endsAt.IsZero() || ask.Before(r.endsAt) {
-			r.endsAt = ask
+		if ask := latest(now, r.path.Answered.Add(askAgain)); r.askAt.IsZero() || ask.Before(r.askAt) {
+			r.askAt = ask
 		}
 	default:
 		return false
