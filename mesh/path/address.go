@@ -3,6 +3,7 @@ package path
 import (
 	"math/bits"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -18,8 +19,9 @@ type address struct {
 	streak   int           // answers since the alarm began
 	rtt      time.Duration // the mean of the first samples, and then smoothed
 	samples  int
-	sampled  time.Time // the last one
-	outcomes uint32    // the last questions, the newest in bit 0; 1: answered
+	last     [compared]time.Duration // the last samples
+	sampled  time.Time               // the last one
+	outcomes uint32                  // the last questions, the newest in bit 0; 1: answered
 	asked    int
 }
 
@@ -38,9 +40,19 @@ func (a *address) measured(now time.Time, rtt time.Duration) {
 	if now.Sub(a.sampled) > othersEvery/2 {
 		a.samples = 0
 	}
+	a.last[a.samples%compared] = rtt
 	a.samples++
 	a.sampled = now
 	a.rtt += (rtt - a.rtt) / time.Duration(min(a.samples, smoothing))
+}
+
+// compared is how many samples tell how far an address is.
+const compared = 3
+
+// distance returns the shortest of the last round trips: a busy host makes some longer, and none shorter. ok is false if
+// there are too few.
+func (a *address) distance() (d time.Duration, ok bool) {
+	return slices.Min(a.last[:]), a.samples >= compared
 }
 
 // loss returns the part of the last questions without an answer.

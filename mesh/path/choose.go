@@ -65,7 +65,9 @@ func (r *remote) fails(now time.Time, a *address) bool {
 // by a fifth, and by a millisecond.
 func (r *remote) nearer(now time.Time, a *address) bool {
 	cur := r.current
-	if a.samples < 3 || cur.samples < 3 {
+	there, ok := a.distance()
+	here, known := cur.distance()
+	if !ok || !known {
 		if a.rtt < cur.rtt && r.looks == 0 {
 			r.looks, r.othersAt = 3, now // look again before anything moves
 		}
@@ -74,7 +76,7 @@ func (r *remote) nearer(now time.Time, a *address) bool {
 	if !r.switched.IsZero() && now.Sub(r.switched) < hold*time.Duration(1+len(r.changes)) {
 		return false
 	}
-	return a.rtt+max(cur.rtt/5, time.Millisecond) < cur.rtt
+	return there+max(here/5, time.Millisecond) < here
 }
 
 // roamed takes the address from which data came last. If data keeps coming from another address than the one

@@ -53,3 +53,26 @@ func TestEndpointsSettleIfRoutesAreAsymmetric(t *testing.T) {
 		}
 	}
 }
+
+// A host is busy when its agent starts, so the first answers take longer. That moves no tunnel to another address that is
+// as far: a move from one address family to the other loses packets.
+func TestABusyStartMovesNoTunnel(t *testing.T) {
+	for slow := range 3 {
+		w := newWorld(t, 2, 2)
+		began := w.now
+		w.link = func(_, to netip.Addr, _ int) (bool, time.Duration) {
+			if to.As4()[1] == 0 && w.now.Sub(began) < time.Duration(slow)*gapMin {
+				return true, 6 * time.Millisecond
+			}
+			return true, 500 * time.Microsecond
+		}
+		w.configure(false)
+		w.hosts[0].busy[w.hosts[1].id], w.hosts[1].busy[w.hosts[0].id] = true, true
+		w.run(time.Minute)
+		for i := range 2 {
+			if p := w.path(i, 1-i); p.Endpoint.Addr().As4()[1] != 0 || p.Moves != 0 {
+				t.Errorf("answers were slow for %d times 200 ms: host %d moved its tunnel to %v in %d moves, want the first address", slow, i, p.Endpoint, p.Moves)
+			}
+		}
+	}
+}
