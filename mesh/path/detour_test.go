@@ -95,7 +95,7 @@ func TestARelayReplacesACutLink(t *testing.T) {
 }
 
 // However a link under traffic is cut, both ways or in one direction, and whenever that is: a relay takes over within
-// 2 s, also if rules load slowly. If counters are read as often as mostly, there is half a second left for busy hosts.
+// 2 s, also if rules load slowly. While counters are read every 200 ms, half a second of it is left for busy hosts.
 func TestARelayTakesOverInTime(t *testing.T) {
 	for look, limit := range map[time.Duration]time.Duration{200 * time.Millisecond: 1500 * time.Millisecond, 500 * time.Millisecond: 2 * time.Second} {
 		for name, lost := range map[string]func(from, to int) bool{

@@ -34,8 +34,8 @@ import (
 const (
 	// lookBusy and lookIdle are how often WireGuard's counters are read while data passes, and at rest.
 	lookBusy, lookIdle = 200 * time.Millisecond, 10 * time.Second
-	// The counters of many peers take longer: to read them takes at most one lookShare of the time. Every lookSlow they are
-	// read in any case, or a cut would be noticed late.
+	// With many peers the pause is lookShare times as long as the reading, but at most lookSlow, or a cut would be noticed
+	// late.
 	lookShare, lookSlow = 15, 500 * time.Millisecond
 	// idleStep is how often the counters of the tunnel device are read while no data passes it.
 	idleStep = time.Second
