@@ -3,7 +3,6 @@ package dns
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -197,26 +196,17 @@ func told(r *dns.Msg) string {
 // returns nil.
 func fakeUpstream(t testing.TB, handle func(q *dns.Msg, tcp bool) *dns.Msg) *upstream {
 	t.Helper()
-	u, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	addr := netip.AddrPortFrom(loopback[0], freePort(t))
+	so, err := listen(t.Context(), addr)
 	if err != nil {
 		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp4", u.LocalAddr().String())
-	for tries := 0; err != nil; tries++ { // the port may be in use by a connection of another test
-		_ = u.Close()
-		if tries == 20 {
-			t.Fatal(err)
-		}
-		if u, err = net.ListenPacket("udp4", "127.0.0.1:0"); err == nil {
-			l, err = net.Listen("tcp4", u.LocalAddr().String())
-		}
 	}
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		if r := handle(q, w.LocalAddr().Network() == "tcp"); r != nil {
 			_ = w.WriteMsg(r)
 		}
 	})
-	for _, srv := range []*dns.Server{{PacketConn: u, Handler: h}, {Listener: l, Handler: h}} {
+	for _, srv := range []*dns.Server{{PacketConn: so.udp, Handler: h}, {Listener: so.tcp, Handler: h}} {
 		started := make(chan struct{})
 		srv.NotifyStartedFunc = func() { close(started) }
 		go func() { _ = srv.ActivateAndServe() }()
@@ -227,7 +217,7 @@ func fakeUpstream(t testing.TB, handle func(q *dns.Msg, tcp bool) *dns.Msg) *ups
 			_ = srv.ShutdownContext(ctx)
 		})
 	}
-	return &upstream{addr: u.LocalAddr().(*net.UDPAddr).AddrPort()}
+	return &upstream{addr: addr}
 }
 
 // replies returns an upstream's reply to q with records in zone file format. Those after "--" go into

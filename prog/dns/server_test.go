@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -22,15 +23,31 @@ import (
 
 var loopback = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}
 
-// freePort returns a free port of the loopback addresses.
+// freePort returns a free port of the loopback addresses. It is below the ports that Linux chooses
+// (32768 to 60999), so that no connection of another process takes it before the test does.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
-	l, err := net.Listen("tcp", "[::]:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		port := uint16(10000 + rand.IntN(20000))
+		if err = bindable(t.Context(), port); err == nil {
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort().Port()
+	t.Fatal(err)
+	return 0
+}
+
+// bindable returns an error if a loopback address cannot be served on port.
+func bindable(ctx context.Context, port uint16) error {
+	for _, a := range loopback {
+		so, err := listen(ctx, netip.AddrPortFrom(a, port))
+		if err != nil {
+			return err
+		}
+		so.close()
+	}
+	return nil
 }
 
 // run runs a server on the loopback addresses until the test ends.
