@@ -29,7 +29,7 @@ func firewallHost(t *testing.T) (routertest.Namespace, Config) {
 		}
 		for _, text := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
 			a, _ := netlink.ParseAddr(text)
-			a.Flags = 0x02 // IFA_F_NODAD: the address is usable at once
+			a.Flags = 0x02 // IFA_F_NODAD: the address is usable without a delay of seconds
 			if err := netlink.AddrAdd(under, a); err != nil {
 				t.Fatal(err)
 			}

@@ -155,12 +155,10 @@ func testSpoofedSources(t *testing.T, h *host, c routertest.Namespace, e endpoin
 		own := source == e.Addr4 || source == e.Addr6
 		c.Do(func() {
 			lo, _ := netlink.LinkByName("lo")
-			addr := &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(source, source.BitLen())), Flags: unix.IFA_F_NODAD}
 			if !own {
-				if err := netlink.AddrAdd(lo, addr); err != nil {
-					t.Fatal(err)
-				}
-				defer func() { _ = netlink.AddrDel(lo, addr) }()
+				prefix := netip.PrefixFrom(source, source.BitLen())
+				routertest.AddAddr(t, lo, prefix)
+				defer func() { _ = netlink.AddrDel(lo, &netlink.Addr{IPNet: link.IPNet(prefix)}) }()
 			}
 			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: source.AsSlice()}}
 			conn, err := d.Dial("udp", netip.AddrPortFrom(to, 4001).String())

@@ -33,7 +33,7 @@ func configured(t *testing.T, environ, args []string) (f *launchFlags, log strin
 		return a.configure(cmd, f, targets)
 	}}
 	f.add(cmd)
-	cmd.SetArgs(args)
+	cmd.SetArgs(append([]string{}, args...)) // nil would stand for the arguments of the test binary
 	err = cmd.ExecuteContext(t.Context())
 	return f, out.String(), err
 }

@@ -286,14 +286,7 @@ func TestTheKernelFiltersEvents(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, addr := range []string{"fd00:1::5/128", "fd00:2::5/128"} {
-			one, err := netlink.ParseAddr(addr)
-			if err == nil {
-				one.Flags = unix.IFA_F_NODAD
-				err = netlink.AddrAdd(lo, one)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			routertest.AddAddr(t, lo, netip.MustParsePrefix(addr))
 		}
 		translate(t, netip.MustParseAddr("127.3.0.1"), netip.MustParseAddr("127.1.0.9"))
 	})

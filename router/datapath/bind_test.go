@@ -292,9 +292,7 @@ func TestPacketsLeaveThroughTheLinkOfTheRoute(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(far, far.BitLen())), Flags: unix.IFA_F_NODAD}); err != nil {
-				t.Fatal(err)
-			}
+			routertest.AddAddr(t, lo, netip.PrefixFrom(far, far.BitLen()))
 		})
 		setRoute := func(number int) (local netip.Addr, by int) {
 			t.Helper()

@@ -65,10 +65,7 @@ func addNode(t testing.TB) {
 		t.Fatal(err)
 	}
 	for _, a := range []netip.Addr{node4, node6} {
-		addr := &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}
-		if err := netlink.AddrAdd(lo, addr); err != nil {
-			t.Fatal(err)
-		}
+		routertest.AddAddr(t, lo, netip.PrefixFrom(a, a.BitLen()))
 	}
 }
 

@@ -6,11 +6,14 @@ package routertest
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -80,6 +83,29 @@ func New(t testing.TB) Namespace {
 		}
 	})
 	return n
+}
+
+// AddAddr adds an address to a link that is up, and waits until packets to it arrive. The kernel makes the
+// route of an IPv6 address a moment after the address.
+func AddAddr(t testing.TB, l netlink.Link, a netip.Prefix) {
+	t.Helper()
+	ip := a.Addr().AsSlice()
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
+	if a.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	if err := netlink.AddrAdd(l, addr); err != nil {
+		t.Fatalf("adding %v to %s: %v", a, l.Attrs().Name, err)
+	}
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(ip)
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the way to %v is %v, error %v, 5 s after it was added to %s; want a local address", a.Addr(), routes, err, l.Attrs().Name)
+		}
+	}
 }
 
 // Of returns the network namespace of a process.

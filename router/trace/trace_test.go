@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"weft/mesh/meshtest/eventually"
 	"weft/router/endpoint"
@@ -33,14 +32,7 @@ func container(t *testing.T, host routertest.Namespace, addrs ...netip.Addr) rou
 			t.Fatal(err)
 		}
 		for _, a := range []string{"10.32.0.1/32", "fd00::1/128"} {
-			addr, err := netlink.ParseAddr(a)
-			if err == nil {
-				addr.Flags = unix.IFA_F_NODAD
-				err = netlink.AddrAdd(l, addr)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			routertest.AddAddr(t, l, netip.MustParsePrefix(a))
 		}
 		c, err := endpoint.Open(inside.Path(), "eth0")
 		if err != nil {
