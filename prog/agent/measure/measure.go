@@ -37,7 +37,7 @@ const (
 	// With many peers the pause is lookShare times as long as the reading, but at most lookSlow, or a cut would be noticed
 	// late.
 	lookShare, lookSlow = 15, 500 * time.Millisecond
-	// idleStep is how often the counters of the tunnel device are read while no data passes it.
+	// idleStep is how often the counters of the tunnel device are read when no data has passed it for so long.
 	idleStep = time.Second
 	// together is for how long changes are collected, since many paths change at once when an agent starts.
 	together = 50 * time.Millisecond
@@ -155,7 +155,7 @@ func (m *Measure) serve(ctx context.Context, conn Conn) error {
 
 // loop asks what is due, until ctx ends.
 func (m *Measure) loop(ctx context.Context, conn Conn) {
-	var looked, listed, saved time.Time
+	var looked, listed, saved, busy time.Time
 	var bytes uint64
 	step := idleStep
 	_, hosted := m.cfg.Host.Read()
@@ -176,16 +176,19 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 			m.configure(now, version != hosted)
 			hosted = version
 			n, err := m.cfg.Bytes()
-			step = idleStep
-			if busy := err == nil && n != bytes; busy || now.Sub(looked) >= lookIdle {
+			passed := err == nil && n != bytes
+			if step = idleStep; passed || now.Sub(busy) < idleStep {
+				step = lookBusy
+			}
+			if passed || now.Sub(looked) >= lookIdle {
 				bytes, looked = n, now
 				took := m.look(now)
-				if busy {
-					step = min(max(lookShare*took, lookBusy), lookSlow)
+				if passed {
+					busy, step = now, min(max(lookShare*took, lookBusy), lookSlow)
 				}
 			}
 		}
-		next := m.ask(conn, now)
+		next := m.ask(conn, time.Now())
 		if now.Sub(saved) >= saveEvery {
 			saved = now
 			m.keep()

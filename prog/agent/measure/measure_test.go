@@ -247,6 +247,56 @@ func TestAHostThatCannotProbeSaysSo(t *testing.T) {
 	})
 }
 
+// The counters are read soon after each packet while data passes, however small the flow, and seldom at rest. The
+// rates follow the traffic, and are zero soon after it.
+func TestCountersAreReadSoonWhileDataPasses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{conns: map[netip.Addr]*conn{}}
+		hosts, ids := pair(t, n, func(int) error { return nil })
+		m := hosts[0]
+		key := m.cfg.Tunnels()[0].PublicKey
+		const size, every = 1000, 400 * time.Millisecond
+		var mu sync.Mutex
+		var passed uint64
+		var seen []time.Time
+		m.cfg.Bytes = func() (uint64, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return passed, nil
+		}
+		m.cfg.Observe = func() (wg.Observed, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, time.Now())
+			return wg.Observed{Peers: map[[32]byte]wg.Peer{key: {Received: int64(passed), Sent: int64(passed)}}}, nil
+		}
+		agenttest.Run(t, m.Run)
+		time.Sleep(30*time.Second + 50*time.Millisecond)
+		for i := range 50 {
+			mu.Lock()
+			if i == 0 && len(seen) > 5 {
+				t.Errorf("the counters were read %d times in 30 s at rest, want 5 times at most", len(seen))
+			}
+			passed += size
+			seen = nil
+			mu.Unlock()
+			time.Sleep(every)
+			mu.Lock()
+			if i > 2 && len(seen) == 0 {
+				t.Errorf("the counters were not read within %v after packet %d, want a reading", every, i)
+			}
+			mu.Unlock()
+		}
+		if received, sent := m.Rates(ids[1]); received < 2000 || received > 3000 || sent != received {
+			t.Errorf("%d bytes each %v are shown as %v and %v per second, want about 2500", size, every, received, sent)
+		}
+		time.Sleep(3 * time.Second)
+		if received, sent := m.Rates(ids[1]); received != 0 || sent != 0 {
+			t.Errorf("3 s after the last packet the rates are %v and %v, want 0", received, sent)
+		}
+	})
+}
+
 // Data proves that a peer is alive also while the sockets cannot be opened.
 func TestDataCountsWithoutSockets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -35,5 +35,8 @@ func (m *Measure) Rates(id peer.ID) (received, sent float64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.rates[id]
+	if time.Since(r.at) > 2*idleStep { // the counters are read sooner if data passes
+		return 0, 0
+	}
 	return r.receivedRate, r.sentRate
 }
