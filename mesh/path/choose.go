@@ -87,6 +87,10 @@ func (r *remote) roamed(now time.Time, from netip.AddrPort) {
 		return
 	}
 	a := r.learn(now, from)
+	if now.Sub(r.roamedAt) < compareOver {
+		return
+	}
+	r.roamedAt = now
 	if a == r.current {
 		r.roams = max(0, r.roams-1) // the agent has just written it
 		return

@@ -107,6 +107,14 @@ func TestACutUnderTrafficIsNoticed(t *testing.T) {
 		"traffic both ways": func(w *world, asker, other *host) { asker.busy[other.id], other.busy[asker.id] = true, true },
 		"the asker sends":   func(w *world, asker, other *host) { asker.busy[other.id] = true },
 		"the other sends":   func(w *world, asker, other *host) { other.busy[asker.id] = true },
+		"the asker sends little": func(w *world, asker, other *host) {
+			asker.busy[other.id] = true
+			w.data, w.pause, w.look = 128, 125*time.Millisecond, 200*time.Millisecond
+		},
+		"the other sends little": func(w *world, asker, other *host) {
+			other.busy[asker.id] = true
+			w.data, w.pause, w.look = 128, 125*time.Millisecond, 200*time.Millisecond
+		},
 	} {
 		for _, rtt := range roundTrips {
 			limit := 3 * time.Second
@@ -120,6 +128,29 @@ func TestACutUnderTrafficIsNoticed(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// A stream in one direction that arrives costs few questions, since it never gets an answer.
+func TestAStreamWithoutAnswersCostsFewQuestions(t *testing.T) {
+	for k := range 2 {
+		w := newWorld(t, 2, 1)
+		questions := 0
+		w.link = func(from, _ netip.Addr, size int) (bool, time.Duration) {
+			if size != int(w.data) && w.byAddr[from] == w.hosts[k] {
+				questions++
+			}
+			return true, time.Millisecond
+		}
+		w.configure(false)
+		w.hosts[k].busy[w.hosts[1-k].id] = true
+		w.look = 200 * time.Millisecond
+		w.run(time.Minute)
+		questions = 0
+		w.run(time.Minute)
+		if t.Logf("host %d sent %d probes in a minute", k, questions); questions > 150 {
+			t.Errorf("host %d sent %d probes in a minute of a stream that arrives, want 150 at most", k, questions)
 		}
 	}
 }

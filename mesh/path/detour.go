@@ -114,7 +114,7 @@ func (r *remote) seek(now time.Time) {
 		doubt = r.current.doubtful()
 	}
 	if r.underLoad && r.needsAnswer {
-		doubt-- // a question was lost, and so is traffic
+		doubt-- // a question was lost, and traffic has no answer
 	}
 	if r.prober.cfg.Relays == nil || r.rounds < doubt || r.Quiet && now.Sub(r.soughtAt) < r.soughtGap {
 		return

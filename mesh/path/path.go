@@ -119,6 +119,7 @@ const (
 	patience        = idleEvery + 500*time.Millisecond // how long the peer that does not probe waits for the other one
 	unansweredAfter = 800 * time.Millisecond           // traffic without an answer for so long is an alarm
 	askAgain        = 400 * time.Millisecond           // between two questions whether traffic without an answer arrives
+	compareOver     = 500 * time.Millisecond           // WireGuard's counters tell more if they are compared over so long
 	gapMin, gapMax  = 200 * time.Millisecond, time.Second
 	downGap         = 3 * time.Second  // between two rounds once a path is down
 	quietGap        = 12 * time.Second // the same for a peer that gossip does not reach either
@@ -140,11 +141,11 @@ const (
 	// lossyRounds is how many rounds it takes to leave an address that is known to lose packets.
 	lossyRounds = 4
 	maxLearned  = 4
-	maxRoams    = 3 // looks at counters of WireGuard, before its choice of an address is taken over
+	maxRoams    = 3 // times compareOver, before WireGuard's choice of an address is taken over
 	maxAddrs    = 16
 	maxMoves    = 20 // within flappingSpan, until the peer's choices are followed seldom
 	lossWindow  = 32
-	// burst is how many bytes at once are data, rather than WireGuard's own handshakes and keepalives.
+	// burst is how many bytes within compareOver are data, rather than WireGuard's own handshakes and keepalives.
 	burst = 256
 )
 

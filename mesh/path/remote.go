@@ -23,6 +23,8 @@ type remote struct {
 	traffic   Traffic
 	observed  time.Time // when traffic was first observed
 	looked    time.Time // when traffic was last observed
+	base      Traffic   // what was observed at baseAt
+	baseAt    time.Time // at least compareOver before looked, or since then
 	came      time.Time // the last data has come after that, and until path.Received; zero: none has
 	shook     time.Time // the last handshake was after that
 	heardAt   time.Time // when a deaf path's peer was heard again; zero: it was not
@@ -43,7 +45,8 @@ type remote struct {
 	othersAt    time.Time // the next look at the other addresses
 	looks       int       // how many quick looks follow that one
 	switched    time.Time
-	roams       int // how often data came from another address than the one in use, see roamed
+	roams       int       // how often data came from another address than the one in use, see roamed
+	roamedAt    time.Time // when that was last looked at
 	changes     []time.Time
 	moves       []time.Time // of the endpoint, and of the MTU that the peer told
 	mtu         search
@@ -152,6 +155,10 @@ const keepalive = 32
 func (r *remote) observe(now time.Time, t Traffic) bool {
 	last, since := r.traffic, r.looked // what is new has come since then, which at rest is long ago
 	r.traffic, r.looked = t, now
+	base := r.base
+	if now.Sub(r.baseAt) >= compareOver {
+		r.base, r.baseAt = t, now
+	}
 	if !t.Handshake.Equal(last.Handshake) { // its own time is the wall clock's
 		r.shook = since
 		if r.observed.IsZero() {
@@ -159,7 +166,7 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		}
 	}
 	if r.observed.IsZero() || t.Received < last.Received || t.Sent < last.Sent { // the first time, or a new device
-		r.observed = now
+		r.observed, r.base, r.baseAt = now, t, now
 		if r.current == nil && t.Endpoint.IsValid() {
 			r.current = r.learn(now, t.Endpoint) // an earlier agent chose it
 		}
@@ -174,7 +181,7 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 	switch {
 	case t.Received > last.Received:
 		r.path.Received, r.came, r.sentSince, r.inVain = now, since, time.Time{}, time.Time{}
-		if t.Received > last.Received+burst {
+		if t.Received > base.Received+burst {
 			r.askAt = now.Add(unansweredAfter)
 		}
 		r.roamed(now, t.Endpoint)
@@ -190,13 +197,17 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		}
 	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():
 		r.sentSince = now
-		if ask := latest(now, r.path.Answered.Add(askAgain)); r.askAt.IsZero() || ask.Before(r.askAt) {
+		again := askAgain
+		if now.Sub(r.inVain) > busyEvery { // a stream in one direction, which costs as few questions as an alarm would
+			again = unansweredAfter
+		}
+		if ask := latest(now, r.path.Answered.Add(again)); r.askAt.IsZero() || ask.Before(r.askAt) {
 			r.askAt = ask
 		}
 	default:
 		return false
 	}
-	if t.Received > last.Received+burst || t.Sent > last.Sent+burst {
+	if t.Received > base.Received+burst || t.Sent > base.Sent+burst {
 		r.busy = now
 		r.calmAt = minTime(r.calmAt, now.Add(busyEvery))
 	}

@@ -28,6 +28,8 @@ type world struct {
 	blind bool          // no host reads WireGuard's counters, as between two looks at rest
 	slow  time.Duration // at most so long does it take to load rules
 	look  time.Duration // between two readings of WireGuard's counters
+	data  int64         // bytes of a packet of busy hosts
+	pause time.Duration // between two such packets
 	// each is called after each step.
 	each func()
 }
@@ -102,7 +104,7 @@ func (w *world) loads() time.Duration {
 
 // newWorld makes n hosts with some addresses each. All links work, with a delay of 1 ms.
 func newWorld(t testing.TB, n, addrs int) *world {
-	w := &world{t: t, now: time.Unix(1_800_000_000, 0), random: rand.New(rand.NewPCG(1, 2)), byAddr: map[netip.Addr]*host{}, look: 250 * time.Millisecond}
+	w := &world{t: t, now: time.Unix(1_800_000_000, 0), random: rand.New(rand.NewPCG(1, 2)), byAddr: map[netip.Addr]*host{}, look: 250 * time.Millisecond, data: 1000, pause: 50 * time.Millisecond}
 	w.link = func(netip.Addr, netip.Addr, int) (bool, time.Duration) { return true, time.Millisecond }
 	for i := range n {
 		h := &host{traffic: map[peer.ID]*Traffic{}, busy: map[peer.ID]bool{}}
@@ -220,8 +222,7 @@ func (h *host) forwards(a Arrival) (Leg, bool) {
 // run lets time pass.
 func (w *world) run(d time.Duration) {
 	end := w.now.Add(d)
-	const step = 50 * time.Millisecond // between two packets
-	data, observe := w.now.Truncate(step).Add(step), w.now.Truncate(w.look).Add(w.look)
+	data, observe := w.now.Truncate(w.pause).Add(w.pause), w.now.Truncate(w.look).Add(w.look)
 	for {
 		next := minTime(data, observe)
 		if len(w.flights) > 0 {
@@ -251,7 +252,7 @@ func (w *world) run(d time.Duration) {
 		}
 		if !w.now.Before(data) {
 			w.traffic()
-			data = data.Add(step)
+			data = data.Add(w.pause)
 		}
 		if !w.now.Before(observe) {
 			w.observe()
@@ -284,21 +285,21 @@ func (w *world) traffic() {
 			}
 			p, _ := h.Path(o.id)
 			mine := h.count(o)
-			mine.Sent += 1000
+			mine.Sent += w.data
 			if !p.Via.IsZero() {
 				arrives, from := true, h
 				for _, id := range p.Via.List() {
 					relay := w.byID(id)
-					there, _ := w.link(from.addrs[0], relay.addrs[0], 1000)
+					there, _ := w.link(from.addrs[0], relay.addrs[0], int(w.data))
 					arrives, from = arrives && there && !relay.down && !relay.swallow, relay
 				}
-				if on, _ := w.link(from.addrs[0], o.addrs[0], 1000); arrives && on {
-					o.count(h).Received += 1000
+				if on, _ := w.link(from.addrs[0], o.addrs[0], int(w.data)); arrives && on {
+					o.count(h).Received += w.data
 				}
 			} else if p.Endpoint.IsValid() && h.addrs[p.Endpoint.Addr().As4()[1]%byte(len(h.addrs))].IsValid() {
 				from := h.addrs[int(p.Endpoint.Addr().As4()[1])%len(h.addrs)]
-				if ok, _ := w.link(from, p.Endpoint.Addr(), 1000); ok && w.byAddr[p.Endpoint.Addr()] == o {
-					o.count(h).Received += 1000
+				if ok, _ := w.link(from, p.Endpoint.Addr(), int(w.data)); ok && w.byAddr[p.Endpoint.Addr()] == o {
+					o.count(h).Received += w.data
 				}
 			}
 		}
