@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"weft/mesh/meshtest/eventually"
 )
 
 // Replies of upstreams, and the resulting answers for A of www.example. At the end of want is the
@@ -167,9 +169,8 @@ func TestNextUpstreamIsAskedWhenOneFails(t *testing.T) {
 	s := newServer(t, nil)
 	use(s, refusing(t), silent(t, &dead), counted(t, &slow, time.Second, dns.RcodeSuccess, answerA...),
 		counted(t, &broken, 0, dns.RcodeServerFailure), counted(t, &good, 0, dns.RcodeNameError))
-	begin := time.Now()
-	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || time.Since(begin) > 950*time.Millisecond {
-		t.Fatalf("after %v the answer is %v; want NXDOMAIN of the fifth upstream within 950 ms", time.Since(begin), r)
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError {
+		t.Fatalf("the answer is %v; want NXDOMAIN of the fifth upstream before the slow one answers", r)
 	}
 	var failed int
 	for _, u := range s.Status().Upstreams {
@@ -181,9 +182,8 @@ func TestNextUpstreamIsAskedWhenOneFails(t *testing.T) {
 		t.Errorf("%d upstreams count as failed, want 3: %+v", failed, s.Status().Upstreams)
 	}
 	// Upstreams that do not answer are not asked now. An error concerns only one name.
-	begin = time.Now()
-	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || time.Since(begin) > 190*time.Millisecond {
-		t.Fatalf("after %v the answer is %v; want one without waiting for failed upstreams", time.Since(begin), r)
+	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError {
+		t.Fatalf("the answer is %v; want NXDOMAIN of the fifth upstream", r)
 	}
 	if dead.Load() != 1 || slow.Load() != 1 || broken.Load() != 2 || good.Load() != 2 {
 		t.Errorf("queries to dead %d, slow %d, broken %d, good %d; want 1, 1, 2, 2", dead.Load(), slow.Load(), broken.Load(), good.Load())
@@ -240,7 +240,14 @@ func TestLateAnswersAreAccepted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var n atomic.Int32
 			s := newServer(t, nil)
-			slow := counted(t, &n, 3*s.cfg.Timeout/2, dns.RcodeSuccess, answerA...)
+			var again atomic.Bool
+			slow := fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
+				if again.Swap(true) {
+					return nil
+				}
+				eventually.True(t, wait, "the upstream counts as silent", func() bool { return s.Status().Upstreams[0].Err != "" })
+				return replies(q, dns.RcodeSuccess, answerA...)
+			})
 			use(s, append([]*upstream{slow}, others(&n)...)...)
 			if r := ask(t, s, query4("www.example.", dns.TypeA), false); len(r.Answer) != 1 {
 				t.Error(r)

@@ -12,10 +12,9 @@ import (
 // A resolv.conf that names this server causes no loop.
 func TestServerInItsOwnResolvConfCausesNoLoop(t *testing.T) {
 	own := netip.MustParseAddr("169.254.1.1")
-	s := newServer(t, func(c *Config) { c.Own = func(a netip.Addr) bool { return a == own } })
+	s := newServer(t, func(c *Config) { c.Own, c.Timeout = func(a netip.Addr) bool { return a == own }, time.Minute })
 	use(s, &upstream{addr: netip.AddrPortFrom(own, port)}, &upstream{addr: netip.AddrPortFrom(nodeAddrs[0], port)})
-	begin := time.Now()
-	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure || time.Since(begin) > 190*time.Millisecond {
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure {
 		t.Error(r)
 	}
 	for _, u := range s.Status().Upstreams {
@@ -31,7 +30,7 @@ func TestServerInItsOwnResolvConfCausesNoLoop(t *testing.T) {
 // Two servers forward to each other: the returning query is refused.
 func TestForwardingLoopBetweenTwoServersEnds(t *testing.T) {
 	var n atomic.Int32
-	s := newServer(t, nil)
+	s := newServer(t, func(c *Config) { c.Timeout = time.Minute })
 	u := fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
 		n.Add(1)
 		m := q.Copy()
@@ -45,9 +44,8 @@ func TestForwardingLoopBetweenTwoServersEnds(t *testing.T) {
 		return replies(q, r.Rcode)
 	})
 	use(s, u)
-	begin := time.Now()
-	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure || time.Since(begin) > 190*time.Millisecond {
-		t.Errorf("after %v the answer is %v; want SERVFAIL at once", time.Since(begin), r)
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("the answer is %v; want SERVFAIL", r)
 	}
 	if n.Load() != 1 {
 		t.Errorf("the other server got %d queries, want 1", n.Load())
