@@ -136,7 +136,7 @@ func TestFewAgentsRestoreSecret(t *testing.T) {
 	var group sync.WaitGroup
 	for range 100 {
 		k := c.keeper(t, f)
-		k.pause = 500 * time.Millisecond
+		k.pause = 2 * time.Second
 		group.Go(func() { k.keep(t.Context(), nil) })
 	}
 	group.Wait()

@@ -213,7 +213,7 @@ func TestCutLinkStopsEstablishedFlows(t *testing.T) {
 	labtest.Listen(t, l, "h2")
 	flow := make(chan probe.Result, 1)
 	go func() {
-		out, _ := l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "--json", "-c", "100", "-i", "20ms", "192.0.2.2")
+		out, _ := l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "--json", "-c", "200", "-i", "20ms", "192.0.2.2")
 		flow <- result(t, out)
 	}()
 	time.Sleep(300 * time.Millisecond) // let the flow send some messages before the cut

@@ -31,7 +31,7 @@ func TestANewLinkAndLostGossipLoseNoPackets(t *testing.T) {
 		return p
 	}
 	listen(t, l, "h3/c1")
-	flow, err := l.Background(t.Context(), "h1/c1", "", append([]string{"weft", "probe", "udp", "--json", "--count", "3000", "--interval", "10ms"}, addrs(t, l, "h3/c1")...)...)
+	flow, err := l.Background(t.Context(), "h1/c1", "", append([]string{"weft", "probe", "udp", "--json", "--count", "3000", "--interval", "10ms", "--timeout", "5s"}, addrs(t, l, "h3/c1")...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

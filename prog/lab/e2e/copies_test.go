@@ -73,7 +73,7 @@ func TestACopiedHostStops(t *testing.T) {
 	})
 	pinged := make(chan string, 1)
 	go func() {
-		out, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "300", "--interval", "20ms", h2)
+		out, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "300", "--interval", "20ms", "--timeout", "5s", h2)
 		pinged <- fmt.Sprintf("%s %v", out, err)
 	}()
 	copyState(t, l.StateDir("h2"), l.StateDir("h3"))

@@ -149,7 +149,7 @@ func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error
 	var mu sync.Mutex
 	var flows sync.WaitGroup
 	for _, proto := range []string{"tcp", "udp"} {
-		args := append([]string{"weft", "probe", proto, "--count", "600", "--interval", "10ms", "--json"}, to...)
+		args := append([]string{"weft", "probe", proto, "--count", "600", "--interval", "10ms", "--timeout", "5s", "--json"}, to...)
 		flows.Go(func() {
 			out, err := l.Exec(t.Context(), "h1/c1", nil, args...)
 			var results []probe.Result
@@ -268,7 +268,7 @@ func routeByGateway(t *testing.T, l *lab.Lab, gateway string) {
 func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 	t.Helper()
 	p, err := l.Background(context.WithoutCancel(t.Context()), target, probe.CaptureReady,
-		"weft", "probe", "capture", "eth0", "--incoming", "--marker", marker, "--duration", "1500ms", "--json")
+		"weft", "probe", "capture", "eth0", "--incoming", "--marker", marker, "--duration", "3s", "--json")
 	if err != nil {
 		t.Fatal(err)
 	}

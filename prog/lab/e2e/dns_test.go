@@ -23,7 +23,7 @@ func threeNamed(t *testing.T) *lab.Lab {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
 	attachNamed(t, l, shop, "--name", "web", "--namespace", "shop", "--port", "http=8080", "--port", "dns=53/udp", "--label", "app=web")
-	eventually.True(t, time.Second, "h3 knows the shop", func() bool {
+	eventually.True(t, 10*time.Second, "h3 knows the shop", func() bool {
 		return strings.Contains(run(t, l, "h3", "weft", "status", "dns"), "web.shop.weft.internal")
 	})
 	return l

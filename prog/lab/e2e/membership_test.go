@@ -63,7 +63,7 @@ func plugEach(t *testing.T, l *lab.Lab, hosts ...string) {
 }
 
 // reachEachOther waits until the containers c1 of all hosts know each other's way, and then expects that
-// no message between any two of them is lost.
+// no message between any two of them is lost. It waits 5 s for each: hosts share a machine, and late is not lost.
 func reachEachOther(t *testing.T, l *lab.Lab, hosts ...string) {
 	t.Helper()
 	for _, from := range hosts {
@@ -78,7 +78,7 @@ func reachEachOther(t *testing.T, l *lab.Lab, hosts ...string) {
 			return err == nil
 		})
 		for _, proto := range []string{"icmp", "tcp"} {
-			run(t, l, from+"/c1", append([]string{"weft", "probe", proto, "--count", "3", "--interval", "20ms", "--size", "400", "--marker", marker}, to...)...)
+			run(t, l, from+"/c1", append([]string{"weft", "probe", proto, "--count", "3", "--interval", "20ms", "--timeout", "5s", "--size", "400", "--marker", marker}, to...)...)
 		}
 	}
 }

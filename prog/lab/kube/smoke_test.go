@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -187,19 +188,26 @@ func pods(t *testing.T) {
 // The traffic between pods is encrypted between the nodes.
 func noPlaintext(t *testing.T) {
 	const marker = "this must be encrypted"
-	capture := exec.CommandContext(t.Context(), "./cluster.sh", "exec", weftProgram, "probe", "capture", "--json", "--duration", "6s", "--marker", marker, "fabric")
+	from, to := getPod(t, "server-node1"), getPod(t, "probe-node2")
+	pid := from.pid(t) // all questions to the API server come first: the capture ends after its time
+	capture := exec.CommandContext(t.Context(), "./cluster.sh", "exec", weftProgram, "probe", "capture", "--json", "--duration", "8s", "--marker", marker, "fabric")
 	out, err := capture.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	says, err := capture.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := capture.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(time.Second)
+	if line, err := bufio.NewReader(says).ReadString('\n'); strings.TrimSpace(line) != "capturing" {
+		t.Fatalf("the capture says %q, error %v; want that it captures", line, err)
+	}
 	for _, six := range []bool{false, true} {
 		for _, proto := range []string{"udp", "tcp"} {
-			from, to := getPod(t, "server-node1"), getPod(t, "probe-node2")
-			o, err := cluster(t, "", "in", from.Spec.NodeName, "nsenter", "-t", from.pid(t), "--net",
+			o, err := cluster(t, "", "in", from.Spec.NodeName, "nsenter", "-t", pid, "--net",
 				weftProgram, "probe", proto, "--count", "20", "--interval", "10ms", "--marker", marker, "--size", "200", to.ip(t, six))
 			must(t, o, err)
 		}
