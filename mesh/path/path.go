@@ -145,7 +145,7 @@ const (
 	maxAddrs    = 16
 	maxMoves    = 20 // within flappingSpan, until the peer's choices are followed seldom
 	lossWindow  = 32
-	// burst is how many bytes within compareOver are data, rather than WireGuard's own handshakes and keepalives.
+	// burst is how many bytes within about compareOver are data, rather than WireGuard's own handshakes and keepalives.
 	burst = 256
 )
 
@@ -246,13 +246,19 @@ func turn(self, other peer.ID) time.Duration {
 	return time.Duration(both%uint64(idleEvery/calmStep)) * calmStep
 }
 
-// Observe takes what WireGuard has counted.
-func (p *Prober) Observe(now time.Time, seen func(peer.ID) (Traffic, bool)) {
+// Observe takes what WireGuard has counted, and reports whether data has passed, besides WireGuard's own messages.
+func (p *Prober) Observe(now time.Time, seen func(peer.ID) (Traffic, bool)) (data bool) {
 	for id, r := range p.peers {
-		if t, ok := seen(id); ok && r.observe(now, t) {
+		t, ok := seen(id)
+		if !ok {
+			continue
+		}
+		data = data || t.Handshake.Equal(r.traffic.Handshake) && (t.Received > r.traffic.Received+keepalive || t.Sent > r.traffic.Sent+keepalive)
+		if r.observe(now, t) {
 			p.wake(r)
 		}
 	}
+	return data
 }
 
 // Receive takes a probe that arrived, and returns the answer to it.

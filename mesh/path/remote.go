@@ -24,11 +24,11 @@ type remote struct {
 	observed  time.Time // when traffic was first observed
 	looked    time.Time // when traffic was last observed
 	base      Traffic   // what was observed at baseAt
-	baseAt    time.Time // at least compareOver before looked, or since then
+	baseAt    time.Time // renewed by the first look that is compareOver later
 	came      time.Time // the last data has come after that, and until path.Received; zero: none has
 	shook     time.Time // the last handshake was after that
 	heardAt   time.Time // when a deaf path's peer was heard again; zero: it was not
-	sentSince time.Time // since when traffic has no answer; zero: it has
+	sentSince time.Time // since when traffic should have had an answer; zero: it has one
 	inVain    time.Time // since when data was sent and none came, whatever probes say; zero: data comes
 	busy      time.Time // when much data was last seen
 	askAt     time.Time // when to ask whether the path has failed, since traffic gets no answer or has ended; zero: no need
@@ -148,83 +148,6 @@ func (r *remote) learn(now time.Time, from netip.AddrPort) *address {
 	return a
 }
 
-// keepalive is the size of WireGuard's keepalives, which expect no answer.
-const keepalive = 32
-
-// observe takes what WireGuard counted, and reports whether that matters.
-func (r *remote) observe(now time.Time, t Traffic) bool {
-	last, since := r.traffic, r.looked // what is new has come since then, which at rest is long ago
-	r.traffic, r.looked = t, now
-	base := r.base
-	if now.Sub(r.baseAt) >= compareOver {
-		r.base, r.baseAt = t, now
-	}
-	if !t.Handshake.Equal(last.Handshake) { // its own time is the wall clock's
-		r.shook = since
-		if r.observed.IsZero() {
-			r.shook = minTime(now, t.Handshake)
-		}
-	}
-	if r.observed.IsZero() || t.Received < last.Received || t.Sent < last.Sent { // the first time, or a new device
-		r.observed, r.base, r.baseAt = now, t, now
-		if r.current == nil && t.Endpoint.IsValid() {
-			r.current = r.learn(now, t.Endpoint) // an earlier agent chose it
-		}
-		if t.Received > burst {
-			r.askAt = now.Add(unansweredAfter)
-		}
-		return true
-	}
-	if r.inVain.IsZero() && t.Sent > last.Sent+keepalive {
-		r.inVain = now
-	}
-	switch {
-	case t.Received > last.Received:
-		r.path.Received, r.came, r.sentSince, r.inVain = now, since, time.Time{}, time.Time{}
-		if t.Received > base.Received+burst {
-			r.askAt = now.Add(unansweredAfter)
-		}
-		r.roamed(now, t.Endpoint)
-		if r.alarm.IsZero() || !r.came.After(r.alarm) {
-			break // only what came after the alarm says something about it
-		}
-		r.hear(now)
-		if r.down() && r.shook.After(r.path.Since.Add(downGap)) { // packets travel both ways: its version knows no probes any more
-			r.capable = false
-		}
-		if !r.needsAnswer || !r.capable || r.Quiet {
-			r.calm(now)
-		}
-	case t.Sent > last.Sent+keepalive && r.sentSince.IsZero():
-		r.sentSince = now
-		again := askAgain
-		if now.Sub(r.inVain) > busyEvery { // a stream in one direction, which costs as few questions as an alarm would
-			again = unansweredAfter
-		}
-		if ask := latest(now, r.path.Answered.Add(again)); r.askAt.IsZero() || ask.Before(r.askAt) {
-			r.askAt = ask
-		}
-	default:
-		return false
-	}
-	if t.Received > base.Received+burst || t.Sent > base.Sent+burst {
-		r.busy = now
-		r.calmAt = minTime(r.calmAt, now.Add(busyEvery))
-	}
-	if !r.mtu.running {
-		r.mtu.next = minTime(r.mtu.next, now.Add(verifyBusy))
-	}
-	return true
-}
-
-// hear notes that something came from a peer that was not heard: if it answers no question now, it does not
-// hear this host.
-func (r *remote) hear(now time.Time) {
-	if r.path.State == Deaf && r.heardAt.IsZero() {
-		r.heardAt, r.next = now, minTime(r.next, now)
-	}
-}
-
 // raise puts a path in doubt.
 func (r *remote) raise(now time.Time, needsAnswer, underLoad bool) {
 	if r.alarm.IsZero() {
@@ -301,8 +224,8 @@ func (r *remote) answered(now time.Time, arrived Arrival, m message) {
 	} else {
 		r.behindNAT(now, m.seen)
 	}
-	if q.addr == r.current && r.alarm.IsZero() && q.at.Sub(r.sentSince) >= 0 {
-		r.sentSince = time.Time{}
+	if q.addr == r.current && r.alarm.IsZero() && !r.sentSince.IsZero() && q.at.Sub(r.sentSince) >= 0 {
+		r.sentSince, r.askAt = time.Time{}, time.Time{}
 	}
 	a := q.addr
 	a.answered, a.own = now, arrived.To.Addr()
@@ -398,9 +321,4 @@ func (r *remote) heed(now time.Time, a *address, m message) {
 // this host's tunnels and routes all the time.
 func (r *remote) follows(now time.Time) bool {
 	return len(r.moves) < maxMoves || now.Sub(r.moves[len(r.moves)-1]) >= hold
-}
-
-// recent reports whether traffic went to or came from the peer within the last seconds.
-func (r *remote) recent(now time.Time) bool {
-	return !r.sentSince.IsZero() || now.Sub(r.path.Received) < 2*time.Second
 }
