@@ -182,9 +182,12 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 			}
 			if passed || now.Sub(looked) >= lookIdle {
 				bytes, looked = n, now
-				took := m.look(now)
+				took, data := m.look(now)
+				if data { // not only a keepalive, which the kernel's device counts as well
+					busy = now
+				}
 				if passed {
-					busy, step = now, min(max(lookShare*took, lookBusy), lookSlow)
+					step = min(max(lookShare*took, lookBusy), lookSlow)
 				}
 			}
 		}
@@ -247,13 +250,14 @@ func (m *Measure) key(public [32]byte) (path.Key, error) {
 	return path.NewKey(shared, [32]byte(m.private.PublicKey().Bytes()), public)
 }
 
-// look gives the state machine WireGuard's counters, and returns how long it took to read them.
-func (m *Measure) look(now time.Time) (took time.Duration) {
+// look gives the state machine WireGuard's counters. It returns how long it took to read them, and whether data has
+// passed.
+func (m *Measure) look(now time.Time) (took time.Duration, data bool) {
 	start := time.Now()
 	seen, err := m.cfg.Observe()
 	took = time.Since(start)
 	if err != nil {
-		return took // there is no device yet, which the status reports
+		return took, false // there is no device yet, which the status reports
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -266,12 +270,12 @@ func (m *Measure) look(now time.Time) (took time.Duration) {
 		}
 	}
 	m.rates = rates
-	m.prober.Observe(now, func(id peer.ID) (path.Traffic, bool) {
+	data = m.prober.Observe(now, func(id peer.ID) (path.Traffic, bool) {
 		t, ok := byPeer[id]
 		return t, ok
 	})
 	m.publish(now)
-	return took
+	return took, data
 }
 
 // ask sends what is due, and returns when more is.

@@ -259,9 +259,11 @@ func TestCountersAreReadSoonWhileDataPasses(t *testing.T) {
 		var mu sync.Mutex
 		var passed uint64
 		var seen []time.Time
+		reads := 0
 		m.cfg.Bytes = func() (uint64, error) {
 			mu.Lock()
 			defer mu.Unlock()
+			reads++
 			return passed, nil
 		}
 		m.cfg.Observe = func() (wg.Observed, error) {
@@ -271,12 +273,19 @@ func TestCountersAreReadSoonWhileDataPasses(t *testing.T) {
 			return wg.Observed{Peers: map[[32]byte]wg.Peer{key: {Received: int64(passed), Sent: int64(passed)}}}, nil
 		}
 		agenttest.Run(t, m.Run)
-		time.Sleep(30*time.Second + 50*time.Millisecond)
+		for range 6 { // keepalives, which the kernel's device counts
+			time.Sleep(5 * time.Second)
+			mu.Lock()
+			passed += 32
+			mu.Unlock()
+		}
+		mu.Lock()
+		if len(seen) > 10 || reads > 40 {
+			t.Errorf("in 30 s with 5 keepalives the counters of the device were read %d times, and those of the peers %d times; want at most 40 and 10", reads, len(seen))
+		}
+		mu.Unlock()
 		for i := range 50 {
 			mu.Lock()
-			if i == 0 && len(seen) > 5 {
-				t.Errorf("the counters were read %d times in 30 s at rest, want 5 times at most", len(seen))
-			}
 			passed += size
 			seen = nil
 			mu.Unlock()
@@ -287,7 +296,7 @@ func TestCountersAreReadSoonWhileDataPasses(t *testing.T) {
 			}
 			mu.Unlock()
 		}
-		if received, sent := m.Rates(ids[1]); received < 2000 || received > 3000 || sent != received {
+		if received, sent := m.Rates(ids[1]); received < 1600 || received > 3400 || sent != received {
 			t.Errorf("%d bytes each %v are shown as %v and %v per second, want about 2500", size, every, received, sent)
 		}
 		time.Sleep(3 * time.Second)
