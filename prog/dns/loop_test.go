@@ -13,13 +13,14 @@ import (
 func TestServerInItsOwnResolvConfCausesNoLoop(t *testing.T) {
 	own := netip.MustParseAddr("169.254.1.1")
 	s := newServer(t, func(c *Config) { c.Own, c.Timeout = func(a netip.Addr) bool { return a == own }, time.Minute })
+	s.budget = time.Minute // longer than the test waits: nobody is asked
 	use(s, &upstream{addr: netip.AddrPortFrom(own, port)}, &upstream{addr: netip.AddrPortFrom(nodeAddrs[0], port)})
 	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure {
 		t.Error(r)
 	}
 	for _, u := range s.Status().Upstreams {
-		if !u.Own {
-			t.Errorf("the upstream %v is this server, want it detected", u.Addr)
+		if !u.Own || u.Err != "" {
+			t.Errorf("the upstream %v is this server, want it detected and not asked: %+v", u.Addr, u)
 		}
 	}
 	if s.loop(netip.AddrPortFrom(own, 5353)) {
@@ -31,6 +32,7 @@ func TestServerInItsOwnResolvConfCausesNoLoop(t *testing.T) {
 func TestForwardingLoopBetweenTwoServersEnds(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, func(c *Config) { c.Timeout = time.Minute })
+	s.budget = time.Minute // longer than the test waits: the returning query must not wait for itself
 	u := fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
 		n.Add(1)
 		m := q.Copy()
