@@ -164,6 +164,37 @@ func TestAStreamWithoutAnswersCostsFewQuestions(t *testing.T) {
 	}
 }
 
+// A probe that is lost meanwhile raises one alarm at most.
+func TestALostProbeInAStreamRaisesOneAlarm(t *testing.T) {
+	for k := range 2 {
+		for after := time.Duration(0); after < 4*time.Second; after += 50 * time.Millisecond {
+			w := newWorld(t, 2, 1)
+			lose, alarms, doubt := false, 0, false
+			w.link = func(_, _ netip.Addr, size int) (bool, time.Duration) {
+				lost := lose && size != int(w.data)
+				lose = lose && !lost
+				return !lost, time.Millisecond
+			}
+			w.configure(false)
+			w.hosts[k].busy[w.hosts[1-k].id] = true
+			w.look = 200 * time.Millisecond
+			w.run(time.Minute + after)
+			lose = true
+			w.each = func() {
+				now := !w.hosts[k].peers[w.hosts[1-k].id].alarm.IsZero()
+				if now && !doubt {
+					alarms++
+				}
+				doubt = now
+			}
+			w.run(6 * time.Second)
+			if lose || alarms > 1 {
+				t.Errorf("a probe was lost (%v) %v after the start of a stream from host %d: %d alarms, want one at most", !lose, after, k, alarms)
+			}
+		}
+	}
+}
+
 // When a cut of both directions ends, no host says that it is one-way.
 func TestTheEndOfACutIsNotOneWay(t *testing.T) {
 	for _, busy := range []bool{false, true} {

@@ -246,7 +246,7 @@ func turn(self, other peer.ID) time.Duration {
 	return time.Duration(both%uint64(idleEvery/calmStep)) * calmStep
 }
 
-// Observe takes what WireGuard has counted, and reports whether data has passed, besides WireGuard's own messages.
+// Observe takes what WireGuard has counted, and reports whether data has passed: more than a keepalive, and no handshake.
 func (p *Prober) Observe(now time.Time, seen func(peer.ID) (Traffic, bool)) (data bool) {
 	for id, r := range p.peers {
 		t, ok := seen(id)

@@ -56,9 +56,10 @@ func (r *remote) observe(now time.Time, t Traffic) bool {
 		ask := latest(now, r.path.Answered.Add(askAgain))
 		r.sentSince = now
 		if now.Sub(r.inVain) > busyEvery { // a stream in one direction: it is asked about less often
-			ask, r.sentSince = ask.Add(askAgain), now.Add(askAgain)
+			ask = latest(now, r.path.Answered.Add(2*askAgain))
+			r.sentSince = latest(now, ask.Add(-askAgain))
 		}
-		if r.askAt.IsZero() || ask.Before(r.askAt) {
+		if r.askAt.Before(r.sentSince) || ask.Before(r.askAt) { // an earlier answer would not count
 			r.askAt = ask
 		}
 	default:
