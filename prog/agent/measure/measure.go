@@ -177,7 +177,7 @@ func (m *Measure) loop(ctx context.Context, conn Conn) {
 			hosted = version
 			n, err := m.cfg.Bytes()
 			passed := err == nil && n != bytes
-			if step = idleStep; passed || now.Sub(busy) < idleStep {
+			if step = idleStep; now.Sub(busy) < idleStep {
 				step = lookBusy
 			}
 			if passed || now.Sub(looked) >= lookIdle {
