@@ -103,17 +103,18 @@ func TestDataFromBeforeACutProvesNothing(t *testing.T) {
 // Under traffic both hosts notice within 3 s that a path is cut, near or far. A host that only receives a stream takes
 // longer if the other one is far: 7 s.
 func TestACutUnderTrafficIsNoticed(t *testing.T) {
+	little := func(w *world) { w.data, w.pause, w.look = 128, 125*time.Millisecond, 200*time.Millisecond }
 	for name, load := range map[string]func(w *world, asker, other *host){
 		"traffic both ways": func(w *world, asker, other *host) { asker.busy[other.id], other.busy[asker.id] = true, true },
 		"the asker sends":   func(w *world, asker, other *host) { asker.busy[other.id] = true },
 		"the other sends":   func(w *world, asker, other *host) { other.busy[asker.id] = true },
 		"the asker sends little": func(w *world, asker, other *host) {
 			asker.busy[other.id] = true
-			w.data, w.pause, w.look = 128, 125*time.Millisecond, 200*time.Millisecond
+			little(w)
 		},
 		"the other sends little": func(w *world, asker, other *host) {
 			other.busy[asker.id] = true
-			w.data, w.pause, w.look = 128, 125*time.Millisecond, 200*time.Millisecond
+			little(w)
 		},
 	} {
 		for _, rtt := range roundTrips {
@@ -135,8 +136,8 @@ func TestACutUnderTrafficIsNoticed(t *testing.T) {
 // A stream in one direction that arrives costs few questions, and raises no alarm, though it never gets an answer. Only
 // with a round trip of askAgain or more it does.
 func TestAStreamWithoutAnswersCostsFewQuestions(t *testing.T) {
-	for i, rtt := range []time.Duration{time.Millisecond, time.Millisecond, 100 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond, 300 * time.Millisecond} {
-		k := i % 2
+	for i := range 6 {
+		k, rtt := i%2, roundTrips[i/2]
 		w := newWorld(t, 2, 1)
 		questions, alarmed := 0, 0
 		w.link = func(from, _ netip.Addr, size int) (bool, time.Duration) {

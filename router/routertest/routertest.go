@@ -6,7 +6,6 @@ package routertest
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -89,16 +88,16 @@ func New(t testing.TB) Namespace {
 // route of an IPv6 address a moment after the address.
 func AddAddr(t testing.TB, l netlink.Link, a netip.Prefix) {
 	t.Helper()
-	ip := a.Addr().AsSlice()
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
-	if a.Addr().Is6() {
-		addr.Flags = unix.IFA_F_NODAD
+	addr, err := netlink.ParseAddr(a.String())
+	if err == nil {
+		addr.Flags = unix.IFA_F_NODAD // of IPv6; it means nothing for IPv4
+		err = netlink.AddrAdd(l, addr)
 	}
-	if err := netlink.AddrAdd(l, addr); err != nil {
+	if err != nil {
 		t.Fatalf("adding %v to %s: %v", a, l.Attrs().Name, err)
 	}
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		routes, err := netlink.RouteGet(ip)
+		routes, err := netlink.RouteGet(addr.IP)
 		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
 			return
 		}
